@@ -1,0 +1,1 @@
+"""Duohuo: accounts, sessions and money that stay up while a whole data center goes down."""

@@ -1,0 +1,95 @@
+"""The settings of one process, each with its one definition here.
+
+Read from a TOML file (`duohuo serve --config FILE`) and from environment variables (`DUOHUO_` and the
+name in capitals; maps and lists as JSON), which win. An unknown name or a bad value stops the start.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Role = Literal["gateway", "account", "session", "transfer"]
+ROLES: tuple[Role, ...] = ("gateway", "account", "session", "transfer")
+CenterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}$")]
+Address = Annotated[str, StringConstraints(pattern=r"^.+:\d{1,5}$")]
+
+
+class CenterSettings(BaseSettings):
+    """What one process of one center must know."""
+
+    model_config = SettingsConfigDict(env_prefix="DUOHUO_", extra="forbid")
+
+    center: CenterName
+    """This center."""
+    centers: list[CenterName] = Field(min_length=1, max_length=16)
+    """All centers of the mesh, this one among them."""
+    roles: list[Role] = Field(default_factory=lambda: list(ROLES), min_length=1)
+    """What this process serves."""
+    state_dir: Path
+    """Where this process keeps its stores."""
+    public_listen: Address = "127.0.0.1:7100"
+    """Where users' clients call (gateway role)."""
+    operator_listen: Address = "127.0.0.1:7101"
+    """Where operators call (gateway role)."""
+    mesh_listen: Address = "127.0.0.1:7102"
+    """Where other centers, and this center's other processes, call."""
+    role_addresses: dict[Role, Address] = Field(default_factory=dict)
+    """`mesh_listen` of the roles of this center that other processes serve."""
+    peer_addresses: dict[CenterName, Address] = Field(default_factory=dict)
+    """`mesh_listen` of each other center's gateway."""
+    nats_url: Annotated[str, StringConstraints(pattern=r"^nats://.+:\d+$")] = "nats://127.0.0.1:7103"
+    """This center's NATS server."""
+    nats_password_file: Path
+    """Holds the password of this center's NATS users."""
+    operator_token_file: Path | None = None
+    """Holds the bearer token of this center's operators (gateway role)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CenterSettings":
+        if self.center not in self.centers:
+            raise ValueError(f"centers must contain center {self.center}")
+        others = set(self.centers) - {self.center}
+        if missing := others - set(self.peer_addresses):
+            raise ValueError(f"peer_addresses lacks {', '.join(sorted(missing))}")
+        if missing := set(ROLES) - {"gateway"} - set(self.roles) - set(self.role_addresses):
+            raise ValueError(f"role_addresses lacks {', '.join(sorted(missing))}")
+        if "gateway" in self.roles and self.operator_token_file is None:
+            raise ValueError("operator_token_file is needed by the gateway role")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source of ours
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source of ours
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, toml
+
+
+def load(config: Path | None, **given: object) -> CenterSettings:
+    """Settings from what is given (command line), the environment and a TOML file, in this order.
+
+    Raises pydantic.ValidationError with every problem found, or OSError for the file.
+    """
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"{config} does not exist")
+
+    class FromFile(CenterSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="DUOHUO_", extra="forbid", toml_file=config
+        )
+
+    return FromFile(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

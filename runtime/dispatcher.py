@@ -1,0 +1,122 @@
+"""The servicers that live in this process, as an endpoint."""
+
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
+
+from runtime import telemetry
+from runtime.endpoint import ACCOUNT, CAUSAL, SERVED_BY, Call, Reply
+from runtime.errors import RpcError, invalid
+from runtime.hlc import HybridClock, TooFarAhead
+from runtime.methods import Method, service_methods
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Incoming:
+    """What a servicer knows of a call beside the request, and the metadata it answers with."""
+
+    caller_account_id: str
+    timeout_s: float
+    reply_metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Decodes, calls the servicer's method of the RPC's name, encodes.
+
+    A servicer is an object with one method per RPC: `async def Login(self, request, incoming)` for a
+    unary one, an async generator of the same arguments for a stream. They raise RpcError.
+    """
+
+    def __init__(self, center: str, clock: HybridClock) -> None:
+        self._center = center
+        self._clock = clock
+        self._handlers: dict[str, Callable[[Message, Incoming], Any]] = {}
+        self.roles: set[str] = set()
+
+    def add(self, service: str, *servicers: object) -> None:
+        """Serves a service (by full name) from these objects; each method from the first that has it."""
+        methods = service_methods(service)
+        for method in methods:
+            self._handlers[method.path] = next(
+                getattr(servicer, method.name)
+                for servicer in servicers
+                if hasattr(servicer, method.name)
+            )
+            self.roles.add(method.role)
+
+    async def unary(self, call: Call) -> Reply:
+        with telemetry.span(
+            f"{call.method.role} {call.method.name}",
+            {"duohuo.role": call.method.role, "duohuo.center": self._center},
+        ):
+            handler, request, incoming = self._open(call)
+            try:
+                answer: Awaitable[Message] = handler(request, incoming)
+                payload = (await answer).SerializeToString()
+            except RpcError:
+                raise
+            except Exception as bug:
+                raise _incident(call.method, bug) from bug
+        return Reply(payload, self._finish(incoming))
+
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        handler, request, incoming = self._open(call)
+        try:
+            async for message in handler(request, incoming):
+                yield message.SerializeToString()
+        except RpcError:
+            raise
+        except Exception as bug:
+            raise _incident(call.method, bug) from bug
+
+    def _open(self, call: Call) -> tuple[Callable[[Message, Incoming], Any], Message, Incoming]:
+        handler = self._handlers.get(call.method.path)
+        if handler is None:
+            raise RpcError(
+                StatusCode.UNIMPLEMENTED,
+                "NOT_SERVED_HERE",
+                f"{call.method.path} is not served here",
+            )
+        try:
+            request = call.method.request_type.FromString(call.request)
+        except DecodeError:
+            raise invalid("", "the request is not a valid protobuf message", "MALFORMED") from None
+        if causal := call.metadata.get(CAUSAL):
+            self._observe(causal)
+        return handler, request, Incoming(call.metadata.get(ACCOUNT, ""), call.timeout_s)
+
+    def _observe(self, causal: str) -> None:
+        try:
+            self._clock.observe(int(causal))
+        except (ValueError, TooFarAhead):
+            raise invalid(
+                CAUSAL, "the causal token was not made by this mesh", "CAUSAL_TOKEN_INVALID"
+            ) from None
+
+    def _finish(self, incoming: Incoming) -> dict[str, str]:
+        return {
+            SERVED_BY: self._center,
+            CAUSAL: str(self._clock.latest),
+            **incoming.reply_metadata,
+        }
+
+
+def _incident(method: Method, bug: Exception) -> RpcError:
+    """An opaque error for the caller, and frames without values (they may hold secrets) for the log."""
+    frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(bug.__traceback__)]
+    incident = telemetry.trace_id() or "untraced"
+    _log.error("bug", rpc=method.path, incident=incident, kind=type(bug).__name__, frames=frames)
+    return RpcError(
+        StatusCode.INTERNAL,
+        "INTERNAL",
+        f"internal error, incident {incident}",
+        ran=True,
+        details={"incident": incident},
+    )

@@ -1,0 +1,63 @@
+"""A call, and anything that answers calls: a servicer here, a channel, a gateway, a simulated network."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from runtime.methods import Method
+
+# Metadata keys. A gateway never copies a caller's own `duohuo-*` keys, but for CAUSAL, into the mesh.
+AUTHORIZATION = "authorization"
+ACCOUNT = "duohuo-account"
+CAUSAL = "duohuo-causal"
+EPOCH = "duohuo-epoch"
+HOP = "duohuo-hop"
+SERVED_BY = "duohuo-served-by"
+HOME = "duohuo-home"
+STALENESS_MS = "duohuo-staleness-ms"
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way. `timeout_s` is what is left of the caller's deadline."""
+
+    method: Method
+    request: bytes
+    timeout_s: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reply(NamedTuple):
+    """The encoded answer and the metadata that comes with it."""
+
+    payload: bytes
+    metadata: Mapping[str, str]
+
+
+class Endpoint(Protocol):
+    """Answers calls. Both methods raise `runtime.errors.RpcError`."""
+
+    async def unary(self, call: Call) -> Reply:
+        """One answer."""
+        ...
+
+    def stream(self, call: Call) -> AsyncIterator[bytes]:
+        """Answers until either side stops; `timeout_s` does not bound a stream."""
+        ...
+
+
+async def ask(
+    endpoint: Endpoint,
+    method: Method,
+    request: Message,
+    response_type: type[M],
+    timeout_s: float,
+    metadata: Mapping[str, str] | None = None,
+) -> M:
+    """Calls with messages instead of bytes."""
+    call = Call(method, request.SerializeToString(), timeout_s, metadata or {})
+    return response_type.FromString((await endpoint.unary(call)).payload)

@@ -1,0 +1,128 @@
+"""An endpoint as a gRPC server, with the standard health and reflection services."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime import telemetry
+from runtime.endpoint import Call, Endpoint
+from runtime.errors import RpcError
+from runtime.grpc_client import MESSAGE_BYTES_MAX
+from runtime.methods import Method
+
+TIMEOUT_S_DEFAULT = 10.0
+TIMEOUT_S_MAX = 60.0
+_DETAILS = "grpc-status-details-bin"
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class GrpcServer:
+    """Serves `methods` from an endpoint on one address. Any other method is UNIMPLEMENTED.
+
+    `role` names the spans; `trust_trace` continues the caller's trace.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
+    ) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=5_000)
+        self._server.add_generic_rpc_handlers((_Handlers(endpoint, methods, center, role),))
+        services = sorted({method.service for method in methods.values()})
+        self._services = ["", *services]
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+
+    async def start(self, address: str) -> int:
+        """Listens and reports SERVING; returns the port. Raises OSError if it cannot."""
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        await self._server.start()
+        for service in self._services:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return int(port)
+
+    async def stop(self, grace_s: float) -> None:
+        """Reports NOT_SERVING, lets running calls finish, and closes."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(
+        self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
+    ) -> None:
+        self._endpoint = endpoint
+        self._attributes = {
+            "rpc.system.name": "grpc",
+            "duohuo.center": center,
+            "duohuo.role": role,
+        }
+        self._handlers = {path: self._handler(method) for path, method in methods.items()}
+
+    def service(self, details: Any) -> Any:
+        return self._handlers.get(details.method)
+
+    def _handler(self, method: Method) -> Any:
+        if method.streams:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method))
+
+    def _unary(self, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def handle(request: bytes, context: Any) -> bytes:
+            call = _call(method, request, context)
+            try:
+                with telemetry.span(
+                    method.path[1:],
+                    self._attributes,
+                    telemetry.SpanKind.SERVER,
+                    parent=call.metadata.get(telemetry.TRACEPARENT),
+                ):
+                    reply = await self._endpoint.unary(call)
+            except RpcError as error:
+                await _abort(context, error)
+            context.set_trailing_metadata(tuple(reply.metadata.items()))
+            return reply.payload
+
+        return handle
+
+    def _streaming(self, method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+        async def handle(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            try:
+                async for message in self._endpoint.stream(_call(method, request, context)):
+                    yield message
+            except RpcError as error:
+                await _abort(context, error)
+
+        return handle
+
+
+def _call(method: Method, request: bytes, context: Any) -> Call:
+    remaining = context.time_remaining()
+    timeout_s = TIMEOUT_S_DEFAULT if remaining is None else min(remaining, TIMEOUT_S_MAX)
+    metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    return Call(method, request, timeout_s, metadata)
+
+
+async def _abort(context: Any, error: RpcError) -> None:
+    await context.abort(
+        error.code,
+        error.message,
+        ((_DETAILS, error.to_status().SerializeToString()),),
+    )

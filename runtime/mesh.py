@@ -1,0 +1,132 @@
+"""The centers as seen from here: how to reach each, and whether it answers.
+
+A center is taken for lost after two failures in a row, of probes or of calls, and trusted again after
+two probes in a row. While it is lost, calls to it fail at once and definitely did not run.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import ProbeRequest
+from runtime.clock import Clock
+from runtime.endpoint import Call, Endpoint, Reply
+from runtime.errors import RpcError, unreachable
+from runtime.methods import peer_method
+
+PROBE_INTERVAL_S = 0.5
+PROBE_TIMEOUT_S = 1.0
+IN_A_ROW = 2
+_PROBE = peer_method("gateway", "Probe")
+
+
+@dataclass(slots=True)
+class Reachability:
+    """What is known of one center. `streak` counts results in a row that speak against `reachable`."""
+
+    reachable: bool
+    since_ms: int
+    streak: int = 0
+
+
+class Mesh:
+    """Calls centers by name. `here` is this center; its own endpoint is never taken for lost."""
+
+    def __init__(self, here: str, endpoints: Mapping[str, Endpoint], clock: Clock) -> None:
+        self.here = here
+        self._endpoints = dict(endpoints)
+        self._clock = clock
+        self._seen = {
+            center: Reachability(True, clock.wall_ms()) for center in endpoints if center != here
+        }
+        self._listeners: list[Callable[[str, bool], None]] = []
+
+    @property
+    def peers(self) -> list[str]:
+        """The other centers."""
+        return sorted(self._seen)
+
+    @property
+    def local(self) -> Endpoint:
+        """This center's own services."""
+        return self._endpoints[self.here]
+
+    def reachable(self, center: str) -> bool:
+        return center == self.here or (center in self._seen and self._seen[center].reachable)
+
+    def since_ms(self, center: str) -> int:
+        """Wall time at which the center's reachability last changed."""
+        return self._seen[center].since_ms
+
+    def on_change(self, listener: Callable[[str, bool], None]) -> None:
+        """Calls `listener(center, reachable)` when a center is lost or back."""
+        self._listeners.append(listener)
+
+    def at(self, center: str) -> Endpoint:
+        """The center as an endpoint."""
+        return self.local if center == self.here else _Remote(self, center)
+
+    async def unary(self, center: str, call: Call) -> Reply:
+        """Calls a center. Raises RpcError; CENTER_UNREACHABLE when it did not answer."""
+        if center == self.here:
+            return await self.local.unary(call)
+        endpoint = self._open(center)
+        try:
+            reply = await endpoint.unary(call)
+        except RpcError as error:
+            if error.reason == "CENTER_UNREACHABLE":
+                self._record(center, answered=False)
+            raise
+        if self._seen[center].reachable:
+            self._seen[center].streak = 0
+        return reply
+
+    async def stream(self, center: str, call: Call) -> AsyncIterator[bytes]:
+        endpoint = self.local if center == self.here else self._open(center)
+        async for message in endpoint.stream(call):
+            yield message
+
+    async def probe_for_ever(self, center: str) -> None:
+        """Keeps asking a center whether it is there."""
+        call = Call(_PROBE, ProbeRequest().SerializeToString(), PROBE_TIMEOUT_S)
+        while True:
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await self._endpoints[center].unary(call)
+            except (RpcError, TimeoutError):
+                self._record(center, answered=False)
+            else:
+                self._record(center, answered=True)
+            await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _open(self, center: str) -> Endpoint:
+        if center not in self._endpoints:
+            raise RpcError(
+                StatusCode.NOT_FOUND, "UNKNOWN_CENTER", f"there is no center {center} in this mesh"
+            )
+        if not self.reachable(center):
+            raise unreachable(center, ran=False)
+        return self._endpoints[center]
+
+    def _record(self, center: str, *, answered: bool) -> None:
+        seen = self._seen[center]
+        seen.streak = 0 if seen.reachable is answered else seen.streak + 1
+        if seen.streak < IN_A_ROW:
+            return
+        seen.reachable, seen.since_ms, seen.streak = answered, self._clock.wall_ms(), 0
+        for listener in self._listeners:
+            listener(center, answered)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    mesh: Mesh
+    center: str
+
+    async def unary(self, call: Call) -> Reply:
+        return await self.mesh.unary(self.center, call)
+
+    def stream(self, call: Call) -> AsyncIterator[bytes]:
+        return self.mesh.stream(self.center, call)

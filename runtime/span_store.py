@@ -1,0 +1,124 @@
+"""The recent spans of a center, kept in a bounded SQLite file so that `duohuo why` needs no collector.
+
+The file may be shared by the center's processes. It is a convenience: it is not synced to disk, and
+losing it loses nothing else.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from duohuo.v1.operator_service_pb2 import SpanRecord
+
+SPANS_MAX = 200_000
+TRACES_FOUND_MAX = 50
+_NAMED = ("duohuo.transfer_id", "duohuo.application_id")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS span (
+  number INTEGER PRIMARY KEY, trace_id TEXT, span_id TEXT, parent_span_id TEXT, name TEXT,
+  kind TEXT, start_ns INTEGER, end_ns INTEGER, attributes TEXT, status TEXT);
+CREATE INDEX IF NOT EXISTS span_by_trace ON span (trace_id);
+CREATE TABLE IF NOT EXISTS named (id TEXT, trace_id TEXT, number INTEGER, PRIMARY KEY (id, trace_id));
+CREATE INDEX IF NOT EXISTS named_by_number ON named (number);
+"""
+
+
+class SpanStore(SpanExporter):
+    """Takes finished spans from the SDK's thread; finds them again by trace, transfer or application."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA busy_timeout=2000")
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=OFF")
+        self._connection.executescript(_SCHEMA)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            with self._lock:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for span in spans:
+                    self._insert(span)
+                self._forget_old()
+                self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            # A full disk must not stop the mesh because its diary is full too.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+    def find(self, wanted: str) -> list[SpanRecord]:
+        """All spans of the traces that `wanted` names or takes part in, oldest first."""
+        with self._lock:
+            traces = [wanted] + [
+                row[0]
+                for row in self._connection.execute(
+                    "SELECT trace_id FROM named WHERE id = ? ORDER BY number LIMIT ?",
+                    (wanted, TRACES_FOUND_MAX),
+                )
+            ]
+            rows = self._connection.execute(
+                "SELECT trace_id, span_id, parent_span_id, name, kind, start_ns, end_ns, attributes,"
+                " status FROM span WHERE trace_id IN (SELECT value FROM json_each(?))"
+                " ORDER BY start_ns LIMIT 5000",
+                (json.dumps(traces),),
+            ).fetchall()
+        return [
+            SpanRecord(
+                trace_id=trace,
+                span_id=span,
+                parent_span_id=parent,
+                name=name,
+                kind=kind,
+                start_unix_nanos=start,
+                end_unix_nanos=end,
+                attributes=json.loads(attributes),
+                status=status,
+            )
+            for trace, span, parent, name, kind, start, end, attributes, status in rows
+        ]
+
+    def shutdown(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _insert(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is None:
+            return
+        trace = f"{context.trace_id:032x}"
+        attributes = {key: str(value) for key, value in (span.attributes or {}).items()}
+        attributes["duohuo.center"] = str(span.resource.attributes.get("duohuo.center", ""))
+        number = self._connection.execute(
+            "INSERT INTO span (trace_id, span_id, parent_span_id, name, kind, start_ns, end_ns,"
+            " attributes, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                trace,
+                f"{context.span_id:016x}",
+                f"{span.parent.span_id:016x}" if span.parent else "",
+                span.name,
+                span.kind.name,
+                span.start_time or 0,
+                span.end_time or 0,
+                json.dumps(attributes),
+                span.status.description or ("OK" if span.status.is_ok else "ERROR"),
+            ),
+        ).lastrowid
+        for key in _NAMED:
+            if key in attributes:
+                self._connection.execute(
+                    "INSERT INTO named VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                    (attributes[key], trace, number),
+                )
+
+    def _forget_old(self) -> None:
+        newest = self._connection.execute("SELECT max(number) FROM span").fetchone()[0] or 0
+        self._connection.execute("DELETE FROM span WHERE number <= ?", (newest - SPANS_MAX,))
+        self._connection.execute("DELETE FROM named WHERE number <= ?", (newest - SPANS_MAX,))

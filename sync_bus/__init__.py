@@ -1,0 +1,9 @@
+"""How the centers learn each other's changes: one log, two roads.
+
+`log`         a service's ordered record of what others must learn; appended in the effect's transaction
+`inbox`       applying another center's log: in order, exactly once, by a cursor in the same transaction
+`bus`         the fast road, JetStream (`jetstream`); it may forget, repeat or reorder
+`feed`        the sure road: reading a log over gRPC; carries some topics and fills every gap
+`replicator`  the tasks that keep both roads moving for one service
+`merge`       which of two concurrent writes wins
+"""

@@ -1,0 +1,66 @@
+"""The sure road: other centers read a service's log, and say how far they have applied it."""
+
+from collections.abc import AsyncIterator
+
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    ExchangeRequest,
+    ExchangeResponse,
+    PullRequest,
+    PullResponse,
+)
+from runtime.clock import Clock
+from runtime.dispatcher import Incoming
+from runtime.errors import RpcError, invalid
+from runtime.signal import Signal
+from runtime.store import Store
+from sync_bus import log
+
+PULL_ENTRIES_MAX = 200
+
+
+class FeedServicer:
+    """Serves `Exchange` and `Pull` of a service's peer interface."""
+
+    def __init__(self, store: Store, peers: frozenset[str], clock: Clock) -> None:
+        self._store = store
+        self._peers = peers
+        self._clock = clock
+        self._committed = Signal()
+        store.on_commit(self._committed.notify)
+
+    async def Exchange(  # noqa: N802 - named like the RPC
+        self, request: ExchangeRequest, _incoming: Incoming
+    ) -> ExchangeResponse:
+        if request.center not in self._peers:
+            raise invalid("center", "not a center of this mesh")
+        known = await self._store.read(log.confirmations(request.center))
+        for topic, seq in request.cursors.items():
+            if seq > known.get(topic, seq):
+                await self._store.write("confirm", log.confirm(request.center, topic, seq))
+        heads = await self._store.read(log.heads())
+        return ExchangeResponse(heads=heads, time_ms=self._clock.wall_ms())
+
+    async def Pull(  # noqa: N802 - named like the RPC
+        self, request: PullRequest, _incoming: Incoming
+    ) -> AsyncIterator[PullResponse]:
+        after = request.after_seq
+        while True:
+            committed = self._committed.next()
+            entries = await self._store.read(
+                log.read_after(request.topic, after, PULL_ENTRIES_MAX)
+            )
+            if entries and entries[0].seq != after + 1:
+                raise RpcError(
+                    StatusCode.FAILED_PRECONDITION,
+                    "SNAPSHOT_NEEDED",
+                    "the log no longer holds what comes after this number",
+                )
+            if entries:
+                after = entries[-1].seq
+                yield PullResponse(entries=entries, head=after)
+            elif request.follow:
+                await self._committed.wait(committed)
+            else:
+                return

@@ -1,0 +1,255 @@
+"""The fast road over NATS JetStream.
+
+Each center has one server (or cluster) with its own JetStream domain, joined by leaf links in both
+directions, with one NATS account per peer so that no loop can form: `EV` holds what this center
+publishes (stream OUT_<center>), `IN_<peer>` what it receives (stream IN_<peer>, sourced from the
+peer's OUT stream through a consumer made beforehand; NATS ADR-60, server 2.14 or later).
+
+A publish acknowledgement means page cache, the deduplication window drops re-used message ids, and a
+wiped stream comes back empty: so no `Nats-Msg-Id` is sent, streams and consumers are made again
+whenever they are missing, and nothing is ever forgotten because JetStream has it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    ExternalStream,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamConsumerSource,
+    StreamSource,
+)
+
+from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
+from runtime import telemetry
+from sync_bus.bus import BusFault, Delivery
+
+FETCH_ENTRIES_MAX = 200
+FETCH_TIMEOUT_S = 1.0
+PROVISION_EVERY_IDLE_FETCHES = 5
+PUBLISH_TIMEOUT_S = 3.0
+STREAM_AGE_S_MAX = 3600
+STREAM_BYTES_MAX = 256 * 1024 * 1024
+_FAULTS = (nats.errors.Error, OSError, TimeoutError)
+
+
+@dataclass(slots=True)
+class NatsAccess:
+    """How to reach this center's NATS server. One connection per NATS account, made when needed."""
+
+    center: str
+    url: str
+    password: str = field(repr=False)
+    clients: dict[str, Client] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def jetstream(self, user: str) -> JetStreamContext:
+        """The JetStream of the user's account. Raises BusFault."""
+        async with self.lock:
+            if user not in self.clients:
+                self.clients[user] = await self._connect(user)
+        return self.clients[user].jetstream(timeout=2)
+
+    async def close(self) -> None:
+        for client in self.clients.values():
+            await client.close()
+
+    async def _connect(self, user: str) -> Client:
+        async def ignore(_error: Exception) -> None:
+            """Faults show as time-outs of what was asked; without this nats-py prints tracebacks."""
+
+        host, _, port = self.url.removeprefix("nats://").partition(":")
+        try:
+            # nats-py waits two seconds and logs when nobody listens; a plain connect knows at once.
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            return await nats.connect(
+                self.url,
+                user=user,
+                password=self.password,
+                name=f"duohuo {self.center} {user}",
+                error_cb=ignore,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type] # a float works; annotated as int
+                ping_interval=2,
+                max_outstanding_pings=2,
+            )
+        except _FAULTS as error:
+            raise BusFault from error
+
+
+class JetStreamBus:
+    """One service's use of its center's NATS server."""
+
+    def __init__(self, access: NatsAccess, role: str, peers: Sequence[str]) -> None:
+        self._access = access
+        self._center = access.center
+        self._role = role
+        self._peers = peers
+
+    async def last_published(self, topic: str) -> int:
+        jetstream = await self._access.jetstream("ev")
+        try:
+            await self._provision_out(jetstream)
+            last = await jetstream.get_last_msg(f"OUT_{self._center}", self._subject(topic))
+        except nats.js.errors.NotFoundError:
+            return 0
+        except _FAULTS as error:
+            raise BusFault from error
+        return LogEntry.FromString(last.data or b"").seq
+
+    async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
+        jetstream = await self._access.jetstream("ev")
+        subject = self._subject(topic)
+        try:
+            acknowledged = [
+                await self._publish_one(jetstream, subject, entry) for entry in entries
+            ]
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                await asyncio.gather(*acknowledged)
+        except _FAULTS as error:
+            raise BusFault from error
+
+    async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
+        jetstream = await self._access.jetstream(f"in-{source}")
+        try:
+            await self._provision_in(jetstream, source)
+            subscription = await jetstream.pull_subscribe_bind(
+                consumer=f"apply-{self._role}", stream=f"IN_{source}"
+            )
+            idle_fetches = 0
+            while True:
+                try:
+                    messages = await subscription.fetch(FETCH_ENTRIES_MAX, timeout=FETCH_TIMEOUT_S)
+                except nats.errors.TimeoutError:
+                    idle_fetches += 1
+                    if idle_fetches % PROVISION_EVERY_IDLE_FETCHES == 0:
+                        await self._provision_in(jetstream, source)
+                    continue
+                yield _delivery(messages)
+        except _FAULTS as error:
+            raise BusFault from error
+
+    def _subject(self, topic: str) -> str:
+        return f"ev.{self._center}.{self._role}.{topic}"
+
+    async def _publish_one(
+        self, jetstream: JetStreamContext, subject: str, entry: LogEntry
+    ) -> "asyncio.Future[object]":
+        traceparent = LogRecord.FromString(entry.record).traceparent
+        with telemetry.span(
+            f"publish {entry.topic}",
+            {
+                "messaging.system": "nats",
+                "messaging.operation.type": "send",
+                "messaging.destination.name": subject,
+                "duohuo.seq": entry.seq,
+            },
+            telemetry.SpanKind.PRODUCER,
+            parent=traceparent or None,
+        ):
+            headers = {telemetry.TRACEPARENT: telemetry.traceparent() or traceparent}
+            future: asyncio.Future[object] = await jetstream.publish_async(  # type: ignore[assignment]
+                subject, entry.SerializeToString(), headers=headers if traceparent else None
+            )
+        return future
+
+    async def _provision_out(self, jetstream: JetStreamContext) -> None:
+        name = f"OUT_{self._center}"
+        try:
+            await jetstream.stream_info(name)
+        except nats.js.errors.NotFoundError:
+            await jetstream.add_stream(
+                StreamConfig(
+                    name=name,
+                    subjects=[f"ev.{self._center}.>"],
+                    retention=RetentionPolicy.LIMITS,
+                    storage=StorageType.FILE,
+                    discard=DiscardPolicy.OLD,
+                    max_age=STREAM_AGE_S_MAX,
+                    max_bytes=STREAM_BYTES_MAX,
+                    duplicate_window=1,
+                    deny_delete=True,
+                )
+            )
+        for peer in self._peers:
+            try:
+                await jetstream.consumer_info(name, f"to-{peer}")
+            except nats.js.errors.NotFoundError:
+                await jetstream.add_consumer(
+                    name,
+                    ConsumerConfig(
+                        name=f"to-{peer}",
+                        durable_name=f"to-{peer}",
+                        ack_policy=AckPolicy.FLOW_CONTROL,
+                        deliver_policy=DeliverPolicy.ALL,
+                        deliver_subject=f"deliver.{self._center}.{peer}",
+                        flow_control=True,
+                        idle_heartbeat=1,
+                        max_ack_pending=10_000,
+                        max_deliver=-1,
+                    ),
+                )
+
+    async def _provision_in(self, jetstream: JetStreamContext, source: str) -> None:
+        name = f"IN_{source}"
+        try:
+            await jetstream.stream_info(name)
+        except nats.js.errors.NotFoundError:
+            await jetstream.add_stream(
+                StreamConfig(
+                    name=name,
+                    storage=StorageType.FILE,
+                    discard=DiscardPolicy.OLD,
+                    max_age=STREAM_AGE_S_MAX,
+                    max_bytes=STREAM_BYTES_MAX,
+                    duplicate_window=1,
+                    sources=[
+                        StreamSource(
+                            name=f"OUT_{source}",
+                            external=ExternalStream(api=f"$JS.{source}.API"),
+                            consumer=StreamConsumerSource(
+                                name=f"to-{self._center}",
+                                deliver_subject=f"deliver.{source}.{self._center}",
+                            ),
+                        )
+                    ],
+                )
+            )
+        durable = f"apply-{self._role}"
+        try:
+            await jetstream.consumer_info(name, durable)
+        except nats.js.errors.NotFoundError:
+            await jetstream.add_consumer(
+                name,
+                ConsumerConfig(
+                    name=durable,
+                    durable_name=durable,
+                    filter_subject=f"ev.{source}.{self._role}.>",
+                    ack_policy=AckPolicy.ALL,
+                    deliver_policy=DeliverPolicy.ALL,
+                    ack_wait=30,
+                    max_ack_pending=10_000,
+                    max_deliver=-1,
+                ),
+            )
+
+
+def _delivery(messages: Sequence[Msg]) -> Delivery:
+    async def acknowledge() -> None:
+        await messages[-1].ack()
+
+    return Delivery([LogEntry.FromString(message.data) for message in messages], acknowledge)
