@@ -44,7 +44,9 @@ class CenterSettings(BaseSettings):
     """`mesh_listen` of the roles of this center that other processes serve."""
     peer_addresses: dict[CenterName, Address] = Field(default_factory=dict)
     """`mesh_listen` of each other center's gateway."""
-    nats_url: Annotated[str, StringConstraints(pattern=r"^nats://.+:\d+$")] = "nats://127.0.0.1:7103"
+    nats_url: Annotated[str, StringConstraints(pattern=r"^nats://.+:\d+$")] = (
+        "nats://127.0.0.1:7103"
+    )
     """This center's NATS server."""
     nats_password_file: Path
     """Holds the password of this center's NATS users."""
@@ -57,11 +59,12 @@ class CenterSettings(BaseSettings):
     def _consistent(self) -> "CenterSettings":
         if self.center not in self.centers:
             raise ValueError(f"centers must contain center {self.center}")
-        others = set(self.centers) - {self.center}
-        if missing := others - set(self.peer_addresses):
-            raise ValueError(f"peer_addresses lacks {', '.join(sorted(missing))}")
-        if missing := set(ROLES) - {"gateway"} - set(self.roles) - set(self.role_addresses):
-            raise ValueError(f"role_addresses lacks {', '.join(sorted(missing))}")
+        unknown_peers = set(self.centers) - {self.center} - set(self.peer_addresses)
+        if unknown_peers:
+            raise ValueError(f"peer_addresses lacks {', '.join(sorted(unknown_peers))}")
+        unknown_roles = set(ROLES) - {"gateway"} - set(self.roles) - set(self.role_addresses)
+        if unknown_roles:
+            raise ValueError(f"role_addresses lacks {', '.join(sorted(unknown_roles))}")
         if "gateway" in self.roles and self.operator_token_file is None:
             raise ValueError("operator_token_file is needed by the gateway role")
         return self
@@ -88,8 +91,6 @@ def load(config: Path | None, **given: object) -> CenterSettings:
         raise FileNotFoundError(f"{config} does not exist")
 
     class FromFile(CenterSettings):
-        model_config = SettingsConfigDict(
-            env_prefix="DUOHUO_", extra="forbid", toml_file=config
-        )
+        model_config = SettingsConfigDict(env_prefix="DUOHUO_", extra="forbid", toml_file=config)
 
     return FromFile(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
+from duohuo.v1.routing_pb2 import ACCESS_USER
 from runtime import telemetry
 from runtime.endpoint import ACCOUNT, CAUSAL, SERVED_BY, Call, Reply
 from runtime.errors import RpcError, invalid
@@ -28,7 +29,7 @@ class Incoming:
 
 
 class Dispatcher:
-    """Decodes, calls the servicer's method of the RPC's name, encodes.
+    """Decodes, authorises, calls the servicer's method of the RPC's name, encodes.
 
     A servicer is an object with one method per RPC: `async def Login(self, request, incoming)` for a
     unary one, an async generator of the same arguments for a stream. They raise RpcError.
@@ -88,9 +89,17 @@ class Dispatcher:
             request = call.method.request_type.FromString(call.request)
         except DecodeError:
             raise invalid("", "the request is not a valid protobuf message", "MALFORMED") from None
+        caller = call.metadata.get(ACCOUNT, "")
+        owner = call.method.owner
+        if call.method.access == ACCESS_USER and not caller:
+            raise RpcError(StatusCode.UNAUTHENTICATED, "SESSION_REQUIRED", "log in first")
+        if owner and getattr(request, owner) != caller:
+            raise RpcError(
+                StatusCode.PERMISSION_DENIED, "NOT_YOURS", f"{owner} must be your own account"
+            )
         if causal := call.metadata.get(CAUSAL):
             self._observe(causal)
-        return handler, request, Incoming(call.metadata.get(ACCOUNT, ""), call.timeout_s)
+        return handler, request, Incoming(caller, call.timeout_s)
 
     def _observe(self, causal: str) -> None:
         try:

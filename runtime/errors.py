@@ -99,3 +99,13 @@ def unreachable(center: str, *, ran: bool) -> RpcError:
         ran=ran,
         retry_after_ms=1000,
     )
+
+
+def session_invalid() -> RpcError:
+    """The one answer to every token that is not a live session, whatever is wrong with it."""
+    return RpcError(
+        StatusCode.UNAUTHENTICATED,
+        "SESSION_INVALID",
+        "the session is unknown, expired or ended",
+        advice="Log in again.",
+    )

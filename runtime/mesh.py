@@ -88,8 +88,13 @@ class Mesh:
         async for message in endpoint.stream(call):
             yield message
 
-    async def probe_for_ever(self, center: str) -> None:
-        """Keeps asking a center whether it is there."""
+    async def run(self) -> None:
+        """Keeps asking all other centers whether they are there."""
+        async with asyncio.TaskGroup() as tasks:
+            for peer in self.peers:
+                tasks.create_task(self._probe(peer))
+
+    async def _probe(self, center: str) -> None:
         call = Call(_PROBE, ProbeRequest().SerializeToString(), PROBE_TIMEOUT_S)
         while True:
             try:

@@ -41,8 +41,9 @@ class Method:
     streams: bool
     policy: Policy.ValueType
     access: Access.ValueType
+    key: str
     key_number: int | None
-    owner_number: int | None
+    owner: str
     safe_to_repeat: bool
     unavailable: Unavailable
 
@@ -85,9 +86,8 @@ def _method(descriptor: MethodDescriptor) -> Method:
     service = descriptor.containing_service
     fields = descriptor.input_type.fields_by_name
 
-    def number(name: str) -> int | None:
-        return fields[name].number if name else None
-
+    if declared.owner and declared.owner not in fields:
+        raise LookupError(f"{service.full_name}.{descriptor.name} has no field {declared.owner}")
     return Method(
         path=f"/{service.full_name}/{descriptor.name}",
         service=service.full_name,
@@ -98,8 +98,9 @@ def _method(descriptor: MethodDescriptor) -> Method:
         streams=descriptor.server_streaming,
         policy=declared.policy,
         access=declared.access,
-        key_number=number(declared.key),
-        owner_number=number(declared.owner),
+        key=declared.key,
+        key_number=fields[declared.key].number if declared.key else None,
+        owner=declared.owner,
         safe_to_repeat=declared.safe_to_repeat,
         unavailable=declared.unavailable,
     )

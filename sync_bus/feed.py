@@ -30,9 +30,7 @@ class FeedServicer:
         self._committed = Signal()
         store.on_commit(self._committed.notify)
 
-    async def Exchange(  # noqa: N802 - named like the RPC
-        self, request: ExchangeRequest, _incoming: Incoming
-    ) -> ExchangeResponse:
+    async def Exchange(self, request: ExchangeRequest, _incoming: Incoming) -> ExchangeResponse:
         if request.center not in self._peers:
             raise invalid("center", "not a center of this mesh")
         known = await self._store.read(log.confirmations(request.center))
@@ -42,15 +40,11 @@ class FeedServicer:
         heads = await self._store.read(log.heads())
         return ExchangeResponse(heads=heads, time_ms=self._clock.wall_ms())
 
-    async def Pull(  # noqa: N802 - named like the RPC
-        self, request: PullRequest, _incoming: Incoming
-    ) -> AsyncIterator[PullResponse]:
+    async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
         after = request.after_seq
         while True:
             committed = self._committed.next()
-            entries = await self._store.read(
-                log.read_after(request.topic, after, PULL_ENTRIES_MAX)
-            )
+            entries = await self._store.read(log.read_after(request.topic, after, PULL_ENTRIES_MAX))
             if entries and entries[0].seq != after + 1:
                 raise RpcError(
                     StatusCode.FAILED_PRECONDITION,

@@ -12,6 +12,7 @@ whenever they are missing, and nothing is ever forgotten because JetStream has i
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import nats
@@ -54,14 +55,20 @@ class NatsAccess:
     url: str
     password: str = field(repr=False)
     clients: dict[str, Client] = field(default_factory=dict)
+    contexts: dict[str, JetStreamContext] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def jetstream(self, user: str) -> JetStreamContext:
-        """The JetStream of the user's account. Raises BusFault."""
+        """The JetStream of the user's account, the same object every time. Raises BusFault."""
         async with self.lock:
-            if user not in self.clients:
+            if user not in self.clients or self.clients[user].is_closed:
                 self.clients[user] = await self._connect(user)
-        return self.clients[user].jetstream(timeout=2)
+                # Each context subscribes to its own acknowledgements for ever: never one per use.
+                self.contexts[user] = self.clients[user].jetstream(timeout=2)
+        if not self.clients[user].is_connected:
+            # nats-py would keep what is published now, and send it again on top of our own retries.
+            raise BusFault
+        return self.contexts[user]
 
     async def close(self) -> None:
         for client in self.clients.values():
@@ -83,7 +90,7 @@ class NatsAccess:
                 name=f"duohuo {self.center} {user}",
                 error_cb=ignore,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type] # a float works; annotated as int
+                reconnect_time_wait=0.2,
                 ping_interval=2,
                 max_outstanding_pings=2,
             )
@@ -114,14 +121,18 @@ class JetStreamBus:
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
         jetstream = await self._access.jetstream("ev")
         subject = self._subject(topic)
+        acknowledged: list[asyncio.Future[object]] = []
         try:
-            acknowledged = [
-                await self._publish_one(jetstream, subject, entry) for entry in entries
-            ]
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                for entry in entries:
+                    future = await self._publish_one(jetstream, subject, entry)
+                    acknowledged.append(future)
                 await asyncio.gather(*acknowledged)
         except _FAULTS as error:
             raise BusFault from error
+        finally:
+            for future in acknowledged:  # those still open hold slots that nats-py has few of
+                future.cancel()
 
     async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
         jetstream = await self._access.jetstream(f"in-{source}")
@@ -130,18 +141,26 @@ class JetStreamBus:
             subscription = await jetstream.pull_subscribe_bind(
                 consumer=f"apply-{self._role}", stream=f"IN_{source}"
             )
+        except _FAULTS as error:
+            raise BusFault from error
+        try:
             idle_fetches = 0
             while True:
                 try:
                     messages = await subscription.fetch(FETCH_ENTRIES_MAX, timeout=FETCH_TIMEOUT_S)
-                except nats.errors.TimeoutError:
+                except TimeoutError:  # nats-py's own subclass or, on some ways out, the plain one
                     idle_fetches += 1
                     if idle_fetches % PROVISION_EVERY_IDLE_FETCHES == 0:
                         await self._provision_in(jetstream, source)
                     continue
-                yield _delivery(messages)
+                if messages:
+                    yield _delivery(messages)
         except _FAULTS as error:
             raise BusFault from error
+        finally:
+            # A forgotten subscription would go on taking messages that nobody applies.
+            with suppress(*_FAULTS):
+                await subscription.unsubscribe()
 
     def _subject(self, topic: str) -> str:
         return f"ev.{self._center}.{self._role}.{topic}"

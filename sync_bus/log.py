@@ -65,9 +65,7 @@ CREATE TABLE IF NOT EXISTS confirmed (
 def prepare(topics: Sequence[Topic], destinations: Sequence[str]) -> Unit[None]:
     """Makes the rows that the other units update."""
     for topic in topics:
-        yield from query(
-            "INSERT INTO log_head VALUES (?, 0, 0) ON CONFLICT DO NOTHING", topic.name
-        )
+        yield from query("INSERT INTO log_head VALUES (?, 0, 0) ON CONFLICT DO NOTHING", topic.name)
         for destination in destinations:
             yield from query(
                 "INSERT INTO confirmed VALUES (?, ?, 0) ON CONFLICT DO NOTHING",

@@ -7,7 +7,8 @@ lost), and one follower for each topic on the feed road.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from random import Random
 
 import structlog
@@ -68,6 +69,7 @@ class Replicator:
         self._random = random
         self._heads: dict[tuple[str, str], int] = {}
         self._heard_ms: dict[str, int] = {}
+        self._current_ms: dict[tuple[str, str], int] = {}
         self._committed = Signal()
         store.on_commit(self._committed.notify)
 
@@ -75,15 +77,13 @@ class Replicator:
         async with asyncio.TaskGroup() as tasks:
             for topic in self._topics.values():
                 if topic.road is Road.JETSTREAM:
-                    tasks.create_task(self._persist(lambda topic=topic: self._publish(topic)))
+                    tasks.create_task(self._persist(partial(self._publish, topic)))
             for peer in self._mesh.peers:
-                tasks.create_task(self._persist(lambda peer=peer: self._consume(peer)))
-                tasks.create_task(self._persist(lambda peer=peer: self._exchange(peer)))
+                tasks.create_task(self._persist(partial(self._consume, peer)))
+                tasks.create_task(self._persist(partial(self._exchange, peer)))
                 for topic in self._topics.values():
                     if topic.road is Road.FEED:
-                        tasks.create_task(
-                            self._persist(lambda peer=peer, topic=topic: self._follow(peer, topic))
-                        )
+                        tasks.create_task(self._persist(partial(self._follow, peer, topic)))
 
     async def roads(self) -> list[RoadStatus]:
         """How far this service has applied the others' logs, and by which road."""
@@ -104,6 +104,10 @@ class Replicator:
             if cursor.topic in self._topics
         ]
 
+    def current_ms(self, source: str, topic: Topic) -> int:
+        """Wall time at which the local copy of a topic was last known to be complete; 0 if never."""
+        return self._current_ms.get((source, topic.name), 0)
+
     def _heard(self, source: str) -> Timestamp | None:
         return timestamp(self._heard_ms[source]) if source in self._heard_ms else None
 
@@ -112,10 +116,8 @@ class Replicator:
         delay_s = 0.1
         while True:
             started_ms = self._stamps.clock.monotonic_ms()
-            try:
+            with suppress(BusFault, RpcError, TimeoutError):
                 await work()
-            except (BusFault, RpcError, TimeoutError):
-                pass
             lasted_ms = self._stamps.clock.monotonic_ms() - started_ms
             delay_s = 0.1 if lasted_ms > 5000 else min(delay_s * 2, RETRY_DELAY_S_MAX)
             await asyncio.sleep(delay_s * (0.5 + self._random.random() / 2))
@@ -124,9 +126,7 @@ class Replicator:
         sent = await self._bus.last_published(topic.name)
         while True:
             committed = self._committed.next()
-            entries = await self._store.read(
-                log.read_after(topic.name, sent, PUBLISH_ENTRIES_MAX)
-            )
+            entries = await self._store.read(log.read_after(topic.name, sent, PUBLISH_ENTRIES_MAX))
             if entries:
                 await self._bus.publish(topic.name, entries)
                 sent = entries[-1].seq
@@ -156,6 +156,8 @@ class Replicator:
             for topic, head in answer.heads.items():
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
+                if cursor >= head:
+                    self._current_ms[peer, topic] = self._heard_ms[peer]
                 # Behind, and no progress since the last exchange: the bus has lost something.
                 if cursor < head and behind.get(topic) == cursor:
                     await self._fill(peer, topic)
@@ -177,9 +179,7 @@ class Replicator:
         async with aclosing(self._mesh.stream(peer, call)) as answers:  # type: ignore[type-var]
             async for payload in answers:
                 response = PullResponse.FromString(payload)
-                self._heads[peer, topic] = max(
-                    self._heads.get((peer, topic), 0), response.head
-                )
+                self._heads[peer, topic] = max(self._heads.get((peer, topic), 0), response.head)
                 await self._apply(peer, response.entries, Road.FEED)
 
     async def _apply(self, peer: str, entries: Sequence[LogEntry], road: Road) -> set[str]:
@@ -222,7 +222,7 @@ class Replicator:
                 "duohuo.hop": "cross-center",
                 "duohuo.source": peer,
                 "duohuo.seq": entry.seq,
-                **telemetry.named(record),
+                **_named(record, kind),
             },
             telemetry.SpanKind.CONSUMER,
             parent=record.traceparent or None,
@@ -239,11 +239,18 @@ class Replicator:
             # The store, not the entry: let `_persist` try again later.
             raise error if isinstance(error, BaseException) else TypeError
         reason = _PARK_REASONS.get(type(error), type(error).__name__)
-        _logger.error(
-            "entry parked", source=peer, topic=entry.topic, seq=entry.seq, reason=reason
-        )
+        _logger.error("entry parked", source=peer, topic=entry.topic, seq=entry.seq, reason=reason)
         now_ms = self._stamps.clock.wall_ms()
         await self._store.write("park", inbox.park(peer, entry, road, reason, now_ms))
+
+
+def _named(record: LogRecord, kind: str) -> dict[str, str]:
+    """The ids by which people look for a trace."""
+    body = getattr(record, kind, None)
+    found = {
+        f"duohuo.{name}": str(getattr(body, name, "")) for name in ("transfer_id", "application_id")
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 _PARK_REASONS: dict[type[BaseException], str] = {

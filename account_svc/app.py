@@ -1,0 +1,59 @@
+"""Puts the account service together: the only place that wires it."""
+
+from dataclasses import dataclass
+
+from account_svc import store
+from account_svc.passwords import Passwords
+from account_svc.service import AccountService
+from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
+from runtime.dispatcher import Dispatcher
+from runtime.placement import slot_of
+from runtime.store import Store
+from sync_bus.bus import Bus
+from sync_bus.facts import digests
+from sync_bus.node import ServiceNode
+from sync_bus.site import Site
+
+ROLE = "account"
+SCHEMA = store.SCHEMA
+TOPICS = store.TOPICS
+
+
+@dataclass(frozen=True, slots=True)
+class _Inspection:
+    site: Site
+    database: Store
+
+    async def counts(self) -> dict[str, int]:
+        return await self.database.read(store.counts())
+
+    async def facts(self) -> CollectFactsResponse:
+        accounts = await self.database.read(store.all_accounts())
+        violations = [
+            f"UNIQUE: account {row.account_id} does not stand at its identifier's slot"
+            for row in accounts
+            if self.site.slot_of(row.account_id) != slot_of(row.identifier)
+        ]
+        return CollectFactsResponse(
+            violations=violations,
+            digests=await self.database.read(
+                digests(
+                    self.site,
+                    per_source={store.ACCOUNTS: store.digest_accounts},
+                    over_all={store.CHANGES: store.digest_changes},
+                )
+            ),
+        )
+
+
+def build(
+    site: Site, database: Store, bus: Bus, passwords: Passwords, dispatcher: Dispatcher
+) -> ServiceNode:
+    """Serves the account role from `dispatcher`; the returned node's tasks replicate it."""
+    node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
+    service = AccountService(
+        site, database, passwords, lambda source: node.current_ms(source, store.ACCOUNTS)
+    )
+    dispatcher.add("duohuo.v1.AccountService", service)
+    dispatcher.add("duohuo.internal.v1.AccountPeerService", service, *node.servicers)
+    return node

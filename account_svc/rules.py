@@ -1,0 +1,68 @@
+"""What a request must look like, and which profile fields it changes. Plain functions."""
+
+from collections.abc import Iterable
+
+from duohuo.v1.account_service_pb2 import Profile, RegisterRequest, UpdateProfileRequest
+from runtime.errors import invalid
+from runtime.identifiers import InvalidIdentifier, normalise
+from runtime.ids import is_client_made
+
+PASSWORD_LENGTH_MIN, PASSWORD_LENGTH_MAX = 8, 128
+PROFILE_FIELD_LENGTH_MAX = {"display_name": 64, "language": 35, "time_zone": 64}
+
+
+def check_identifier(identifier: str) -> str:
+    """The identifier in its normal form. Raises RpcError."""
+    try:
+        return normalise(identifier)
+    except InvalidIdentifier:
+        raise invalid(
+            "identifier", "must be an e-mail address or a phone number such as +8613912345678"
+        ) from None
+
+
+def check_password(field_name: str, password: str) -> None:
+    if not PASSWORD_LENGTH_MIN <= len(password) <= PASSWORD_LENGTH_MAX:
+        raise invalid(
+            field_name, f"must have {PASSWORD_LENGTH_MIN} to {PASSWORD_LENGTH_MAX} characters"
+        )
+
+
+def check_request_id(request_id: str) -> None:
+    if not is_client_made(request_id):
+        raise invalid("request_id", "must be 8 to 64 letters, digits, '-' or '_'")
+
+
+def check_register(request: RegisterRequest) -> str:
+    """The normalised identifier of a registration that is in order. Raises RpcError."""
+    check_request_id(request.request_id)
+    check_password("password", request.password)
+    _check_field("display_name", request.display_name)
+    return check_identifier(request.identifier)
+
+
+def changed_fields(request: UpdateProfileRequest) -> dict[str, str]:
+    """The profile fields a request sets, by name. Raises RpcError."""
+    check_request_id(request.request_id)
+    if not request.update_mask.paths:
+        raise invalid("update_mask", "must name at least one profile field")
+    fields = {}
+    for path in request.update_mask.paths:
+        if path not in PROFILE_FIELD_LENGTH_MAX:
+            raise invalid(
+                "update_mask", f"may name only {', '.join(sorted(PROFILE_FIELD_LENGTH_MAX))}"
+            )
+        value: str = getattr(request.profile, path)
+        _check_field(path, value)
+        fields[path] = value
+    return fields
+
+
+def profile_of(fields: Iterable[tuple[str, str]]) -> Profile:
+    """A profile from its stored fields; fields of a newer version are left out."""
+    return Profile(**{name: value for name, value in fields if name in PROFILE_FIELD_LENGTH_MAX})
+
+
+def _check_field(name: str, value: str) -> None:
+    if len(value) > PROFILE_FIELD_LENGTH_MAX[name]:
+        raise invalid(name, f"must have at most {PROFILE_FIELD_LENGTH_MAX[name]} characters")

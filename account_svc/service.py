@@ -1,0 +1,178 @@
+"""The account service's RPCs: check, load, decide, commit, answer."""
+
+from collections.abc import Callable
+
+from grpc import StatusCode
+
+from account_svc import rules, store
+from account_svc.passwords import Passwords
+from account_svc.store import AccountRow
+from duohuo.internal.v1.peer_services_pb2 import (
+    PASSWORD_OUTCOME_MISMATCH,
+    PASSWORD_OUTCOME_UNKNOWN,
+    PASSWORD_OUTCOME_VERIFIED,
+    LookupAccountRequest,
+    LookupAccountResponse,
+    VerifyPasswordRequest,
+    VerifyPasswordResponse,
+)
+from duohuo.v1.account_service_pb2 import (
+    Account,
+    ChangePasswordRequest,
+    ChangePasswordResponse,
+    GetAccountRequest,
+    RegisterRequest,
+    UpdateProfileRequest,
+)
+from runtime.clock import timestamp
+from runtime.dispatcher import Incoming
+from runtime.endpoint import HOME, STALENESS_MS
+from runtime.errors import RpcError
+from runtime.ids import account_id, account_slot
+from runtime.placement import slot_of
+from runtime.store import Store
+from sync_bus.site import Site
+
+
+class AccountService:
+    """Serves AccountService, and the account part of AccountPeerService.
+
+    `current_ms(source)` tells when the copy of another center's accounts was last complete.
+    """
+
+    def __init__(
+        self, site: Site, database: Store, passwords: Passwords, current_ms: Callable[[str], int]
+    ) -> None:
+        self._site = site
+        self._store = database
+        self._passwords = passwords
+        self._current_ms = current_ms
+
+    async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
+        identifier = rules.check_register(request)
+        slot = slot_of(identifier)
+        self._site.require_home(slot)
+        present = await self._store.read(store.find_by_identifier(identifier))
+        if present is None:
+            password_hash = await self._passwords.hash(request.password)
+            stamp = self._site.stamps.now()
+            wanted = AccountRow(
+                account_id(slot, self._site.ids.unique()),
+                identifier,
+                request.request_id,
+                self._site.here,
+                stamp.time_ms,
+            )
+            fields = {"display_name": request.display_name}
+            present = await self._store.write(
+                "register", store.register(wanted, password_hash, fields, stamp)
+            )
+        if present.request_id != request.request_id:
+            raise RpcError(
+                StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN", "this identifier has an account"
+            )
+        return await self._answer(present, incoming)
+
+    async def GetAccount(self, request: GetAccountRequest, incoming: Incoming) -> Account:
+        return await self._answer(await self._known(request.account_id), incoming)
+
+    async def UpdateProfile(self, request: UpdateProfileRequest, incoming: Incoming) -> Account:
+        fields = rules.changed_fields(request)
+        account = await self._known(request.account_id)
+        await self._store.write(
+            "set profile",
+            store.set_profile(
+                account.account_id,
+                fields,
+                request.request_id,
+                self._site.here,
+                self._site.stamps.now(),
+            ),
+        )
+        return await self._answer(account, incoming)
+
+    async def ChangePassword(
+        self, request: ChangePasswordRequest, _incoming: Incoming
+    ) -> ChangePasswordResponse:
+        rules.check_request_id(request.request_id)
+        rules.check_password("new_password", request.new_password)
+        account = await self._known(request.account_id)
+        if await self._store.read(store.was_seen(account.account_id, request.request_id)):
+            return ChangePasswordResponse()
+        credential = await self._store.read(store.find_credential(account.account_id))
+        proved = await self._passwords.verify(
+            credential.password_hash if credential else None, request.old_password
+        )
+        if credential is None or not proved:
+            raise RpcError(
+                StatusCode.UNAUTHENTICATED, "BAD_CREDENTIALS", "the old password is wrong"
+            )
+        done = await self._store.write(
+            "set password",
+            store.set_password(
+                account.account_id,
+                await self._passwords.hash(request.new_password),
+                request.request_id,
+                self._site.here,
+                self._site.stamps.now(),
+                replaces=credential.version,
+            ),
+        )
+        if not done:
+            raise RpcError(
+                StatusCode.ABORTED,
+                "PASSWORD_CHANGED_MEANWHILE",
+                "the password was changed by somebody else at the same time",
+            )
+        return ChangePasswordResponse()
+
+    async def VerifyPassword(
+        self, request: VerifyPasswordRequest, _incoming: Incoming
+    ) -> VerifyPasswordResponse:
+        identifier = rules.check_identifier(request.identifier)
+        account = await self._store.read(store.find_by_identifier(identifier))
+        credential = (
+            await self._store.read(store.find_credential(account.account_id)) if account else None
+        )
+        fits = await self._passwords.verify(
+            credential.password_hash if credential else None, request.password
+        )
+        if credential is None:
+            return VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_UNKNOWN)
+        if not fits:
+            return VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_MISMATCH)
+        return VerifyPasswordResponse(
+            outcome=PASSWORD_OUTCOME_VERIFIED, account_id=credential.account_id
+        )
+
+    async def LookupAccount(
+        self, request: LookupAccountRequest, _incoming: Incoming
+    ) -> LookupAccountResponse:
+        if account_slot(request.user) is not None:
+            account = await self._store.read(store.find_account(request.user))
+        else:
+            identifier = rules.check_identifier(request.user)
+            account = await self._store.read(store.find_by_identifier(identifier))
+        return LookupAccountResponse(account_id=account.account_id if account else "")
+
+    async def _known(self, wanted: str) -> AccountRow:
+        account = await self._store.read(store.find_account(wanted))
+        if account is None:
+            raise self._site.unknown_here(wanted)
+        return account
+
+    async def _answer(self, account: AccountRow, incoming: Incoming) -> Account:
+        home = self._site.home_of(account.account_id)
+        incoming.reply_metadata[HOME] = home
+        if home != self._site.here:
+            age_ms = self._site.clock.wall_ms() - self._current_ms(home)
+            incoming.reply_metadata[STALENESS_MS] = str(age_ms)
+        return Account(
+            account_id=account.account_id,
+            identifiers=[account.identifier],
+            profile=rules.profile_of(
+                await self._store.read(store.profile_fields(account.account_id))
+            ),
+            home_center=home,
+            create_time=timestamp(account.create_ms),
+        )

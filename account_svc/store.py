@@ -1,0 +1,286 @@
+"""Accounts, credentials and profiles: the tables, and the units that keep their promises.
+
+Every change goes with its log entry. Passwords and profile fields carry the version that wrote them;
+a write that loses to a newer version changes nothing but the history.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+from duohuo.internal.v1.log_pb2 import (
+    AccountCreated,
+    CredentialChanged,
+    LogRecord,
+    ProfileChanged,
+)
+from runtime.store import Unit, query
+from sync_bus import log
+from sync_bus.log import Road, Stamp, Topic
+from sync_bus.merge import Version, wins
+
+ACCOUNTS = Topic("accounts", Road.JETSTREAM)
+CHANGES = Topic("changes", Road.FEED)
+TOPICS = (ACCOUNTS, CHANGES)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS account (
+  account_id TEXT NOT NULL PRIMARY KEY, identifier TEXT NOT NULL UNIQUE, request_id TEXT NOT NULL,
+  source TEXT NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS credential (
+  account_id TEXT NOT NULL PRIMARY KEY, password_hash TEXT NOT NULL,
+  hlc INTEGER NOT NULL, center TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS profile_field (
+  account_id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+  hlc INTEGER NOT NULL, center TEXT NOT NULL, PRIMARY KEY (account_id, name)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS history (
+  account_id TEXT NOT NULL, name TEXT NOT NULL, hlc INTEGER NOT NULL, center TEXT NOT NULL,
+  value TEXT NOT NULL, PRIMARY KEY (account_id, name, hlc, center)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS request (
+  account_id TEXT NOT NULL, request_id TEXT NOT NULL, time_ms INTEGER NOT NULL,
+  PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
+"""
+
+PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
+
+
+class AccountRow(NamedTuple):
+    account_id: str
+    identifier: str
+    request_id: str
+    source: str
+    create_ms: int
+
+
+class Credential(NamedTuple):
+    account_id: str
+    password_hash: str
+    version: Version
+
+
+def find_account(account_id: str) -> Unit[AccountRow | None]:
+    rows = yield from query(
+        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
+        " WHERE account_id = ?",
+        account_id,
+    )
+    return AccountRow(*rows[0]) if rows else None
+
+
+def find_by_identifier(identifier: str) -> Unit[AccountRow | None]:
+    rows = yield from query(
+        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
+        " WHERE identifier = ?",
+        identifier,
+    )
+    return AccountRow(*rows[0]) if rows else None
+
+
+def find_credential(account_id: str) -> Unit[Credential | None]:
+    rows = yield from query(
+        "SELECT account_id, password_hash, hlc, center FROM credential WHERE account_id = ?",
+        account_id,
+    )
+    return Credential(rows[0][0], rows[0][1], Version(*rows[0][2:])) if rows else None
+
+
+def profile_fields(account_id: str) -> Unit[list[tuple[str, str]]]:
+    rows = yield from query(
+        "SELECT name, value FROM profile_field WHERE account_id = ? ORDER BY name", account_id
+    )
+    return [(name, value) for name, value in rows]
+
+
+def register(
+    account: AccountRow, password_hash: str, fields: Mapping[str, str], stamp: Stamp
+) -> Unit[AccountRow]:
+    """Claims the identifier if nobody has it; returns whoever has it then.
+
+    Only the identifier's home runs this, so the one transaction decides for all centers.
+    """
+    present = yield from find_by_identifier(account.identifier)
+    if present is not None:
+        return present
+    yield from query("INSERT INTO account VALUES (?, ?, ?, ?, ?)", *account)
+    created = AccountCreated(
+        account_id=account.account_id,
+        identifier=account.identifier,
+        request_id=account.request_id,
+    )
+    yield from log.append(ACCOUNTS, stamp, LogRecord(account_created=created))
+    request_id = account.request_id
+    yield from set_password(account.account_id, password_hash, request_id, account.source, stamp)
+    # A request id counts once per account: the profile's part of the same registration gets its own.
+    yield from set_profile(
+        account.account_id, fields, f"{request_id}:profile", account.source, stamp
+    )
+    return account
+
+
+def set_password(
+    account_id: str,
+    password_hash: str,
+    request_id: str,
+    center: str,
+    stamp: Stamp,
+    replaces: Version | None = None,
+) -> Unit[bool]:
+    """Writes a password here, unless its request was seen before.
+
+    False if the password that the caller proved to know (`replaces`) is no longer the present one.
+    """
+    if (yield from _seen(account_id, request_id, stamp.time_ms)):
+        return True
+    present = yield from find_credential(account_id)
+    if replaces is not None and (present is None or present.version != replaces):
+        return False
+    yield from _merge_password(account_id, password_hash, Version(stamp.hlc, center))
+    changed = CredentialChanged(
+        account_id=account_id, password_hash=password_hash, request_id=request_id
+    )
+    yield from log.append(CHANGES, stamp, LogRecord(credential_changed=changed))
+    return True
+
+
+def set_profile(
+    account_id: str, fields: Mapping[str, str], request_id: str, center: str, stamp: Stamp
+) -> Unit[None]:
+    """Writes profile fields here, unless their request was seen before."""
+    if (yield from _seen(account_id, request_id, stamp.time_ms)):
+        return
+    yield from _merge_fields(account_id, fields, Version(stamp.hlc, center))
+    changed = ProfileChanged(account_id=account_id, fields=fields, request_id=request_id)
+    yield from log.append(CHANGES, stamp, LogRecord(profile_changed=changed))
+
+
+def was_seen(account_id: str, request_id: str) -> Unit[bool]:
+    """Was this request carried out, here or at a center whose log has arrived?"""
+    rows = yield from query(
+        "SELECT 1 FROM request WHERE account_id = ? AND request_id = ?", account_id, request_id
+    )
+    return bool(rows)
+
+
+def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
+    """The effect of another center's log record."""
+    version = Version(record.hlc, source)
+    match record.WhichOneof("body"):
+        case "account_created":
+            created = record.account_created
+            yield from query(
+                "INSERT INTO account VALUES (?, ?, ?, ?, ?)",
+                created.account_id,
+                created.identifier,
+                created.request_id,
+                source,
+                record.time_ms,
+            )
+        case "credential_changed":
+            password = record.credential_changed
+            yield from _seen(password.account_id, password.request_id, record.time_ms)
+            yield from _merge_password(password.account_id, password.password_hash, version)
+        case "profile_changed":
+            profile = record.profile_changed
+            yield from _seen(profile.account_id, profile.request_id, record.time_ms)
+            yield from _merge_fields(profile.account_id, profile.fields, version)
+        case other:
+            raise ValueError(f"not a record of this service: {other}")
+
+
+def counts() -> Unit[dict[str, int]]:
+    rows = yield from query("SELECT count(*) FROM account")
+    return {"accounts": rows[0][0]}
+
+
+def all_accounts() -> Unit[list[AccountRow]]:
+    """All accounts, for checking that each claim stands at its identifier's slot."""
+    rows = yield from query(
+        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
+    )
+    return [AccountRow(*row) for row in rows]
+
+
+def digest_accounts(source: str) -> Unit[str]:
+    """One value for all accounts that a center created."""
+    rows = yield from query(
+        "SELECT account_id, identifier FROM account WHERE source = ? ORDER BY account_id", source
+    )
+    return _digest(rows)
+
+
+def digest_changes() -> Unit[str]:
+    """One value for all credentials and profiles, whoever wrote them."""
+    credentials = yield from query(
+        "SELECT account_id, password_hash, hlc, center FROM credential ORDER BY account_id"
+    )
+    fields = yield from query(
+        "SELECT account_id, name, value, hlc, center FROM profile_field ORDER BY account_id, name"
+    )
+    return _digest([*credentials, *fields])
+
+
+def _digest(rows: Sequence[tuple[object, ...]]) -> str:
+    digest = sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()[:32]
+
+
+def _seen(account_id: str, request_id: str, time_ms: int) -> Unit[bool]:
+    """Notes a request; True if it was there already."""
+    rows = yield from query(
+        "INSERT INTO request VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+        account_id,
+        request_id,
+        time_ms,
+    )
+    return not rows
+
+
+def _merge_password(account_id: str, password_hash: str, version: Version) -> Unit[None]:
+    present = yield from find_credential(account_id)
+    if wins(version, present.version if present else None):
+        if present:
+            yield from _remember(account_id, "password", present.version, PASSWORD_WITHHELD)
+        yield from query(
+            "INSERT INTO credential VALUES (?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE SET"
+            " password_hash = excluded.password_hash, hlc = excluded.hlc, center = excluded.center",
+            account_id,
+            password_hash,
+            *version,
+        )
+    elif present and present.version != version:
+        yield from _remember(account_id, "password", version, PASSWORD_WITHHELD)
+
+
+def _merge_fields(account_id: str, fields: Mapping[str, str], version: Version) -> Unit[None]:
+    for name in sorted(fields):
+        rows = yield from query(
+            "SELECT hlc, center, value FROM profile_field WHERE account_id = ? AND name = ?",
+            account_id,
+            name,
+        )
+        present = Version(*rows[0][:2]) if rows else None
+        if wins(version, present):
+            if present:
+                yield from _remember(account_id, name, present, rows[0][2])
+            yield from query(
+                "INSERT INTO profile_field VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id, name)"
+                " DO UPDATE SET value = excluded.value, hlc = excluded.hlc, center = excluded.center",
+                account_id,
+                name,
+                fields[name],
+                *version,
+            )
+        elif present != version:
+            yield from _remember(account_id, name, version, fields[name])
+
+
+def _remember(account_id: str, name: str, version: Version, value: str) -> Unit[None]:
+    yield from query(
+        "INSERT INTO history VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        account_id,
+        name,
+        *version,
+        value,
+    )

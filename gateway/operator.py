@@ -1,0 +1,171 @@
+"""The operators' port: deposits, status, facts for `verify`, and spans for `why`."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    BookDepositRequest,
+    BookDepositResponse,
+    CollectFactsRequest,
+    CollectFactsResponse,
+    InspectRequest,
+    InspectResponse,
+    LookupAccountRequest,
+    LookupAccountResponse,
+)
+from duohuo.v1.operator_service_pb2 import (
+    CenterFacts,
+    CenterStatus,
+    DepositRequest,
+    DepositResponse,
+    FindSpansRequest,
+    FindSpansResponse,
+    GetFactsRequest,
+    GetStatusRequest,
+    PeerStatus,
+    SpanRecord,
+)
+from runtime.clock import timestamp
+from runtime.dispatcher import Incoming
+from runtime.endpoint import AUTHORIZATION, Call, Endpoint, Reply, ask
+from runtime.errors import RpcError, invalid
+from runtime.ids import place_of
+from runtime.mesh import Mesh
+from runtime.methods import peer_method
+from runtime.placement import Placement
+
+SERVICE_ROLES = ("account", "session", "transfer")
+ROLE_TIMEOUT_S = 5.0
+FACTS_TIMEOUT_S = 30.0
+M = TypeVar("M", bound=Message)
+
+
+class Spans(Protocol):
+    """Finds recent spans by trace, transfer or application id."""
+
+    def find(self, wanted: str) -> list[SpanRecord]: ...
+
+
+class OperatorServicer:
+    """Serves OperatorService at this center."""
+
+    def __init__(self, mesh: Mesh, placement: Placement, spans: Spans) -> None:
+        self._mesh = mesh
+        self._placement = placement
+        self._spans = spans
+
+    async def Deposit(self, request: DepositRequest, _incoming: Incoming) -> DepositResponse:
+        place = place_of(request.user)
+        if place is None or place.slot is None or place.origin is not None:
+            raise invalid("user", "must be an account id or an identifier")
+        # The account's home alone moves its money, and knows for certain whether it exists.
+        home = self._mesh.at(self._placement.home(place.slot))
+        found = await ask(
+            home,
+            peer_method("account", "LookupAccount"),
+            LookupAccountRequest(user=request.user),
+            LookupAccountResponse,
+            ROLE_TIMEOUT_S,
+        )
+        if not found.account_id:
+            raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
+        booked = await ask(
+            home,
+            peer_method("transfer", "BookDeposit"),
+            BookDepositRequest(
+                deposit_id=request.deposit_id,
+                account_id=found.account_id,
+                amount=request.amount,
+            ),
+            BookDepositResponse,
+            ROLE_TIMEOUT_S,
+        )
+        return DepositResponse(account_id=found.account_id, balance=booked.balance)
+
+    async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
+        here = self._mesh.here
+        status = CenterStatus(
+            center=here,
+            placement_epoch=self._placement.epoch,
+            slots=self._placement.slots_of(here),
+            peers=[
+                PeerStatus(
+                    center=peer,
+                    reachable=self._mesh.reachable(peer),
+                    since_time=timestamp(self._mesh.since_ms(peer)),
+                )
+                for peer in self._mesh.peers
+            ],
+        )
+        answers = await self._ask_roles(
+            "Inspect", InspectRequest(), InspectResponse, ROLE_TIMEOUT_S
+        )
+        for role, answer in zip(SERVICE_ROLES, answers, strict=True):
+            if answer is None:
+                status.silent_roles.append(role)
+            else:
+                status.roads.extend(answer.roads)
+                for name, count in answer.counts.items():
+                    status.counts[name] = count
+        return status
+
+    async def GetFacts(self, _request: GetFactsRequest, _incoming: Incoming) -> CenterFacts:
+        facts = CenterFacts(center=self._mesh.here)
+        answers = await self._ask_roles(
+            "CollectFacts", CollectFactsRequest(), CollectFactsResponse, FACTS_TIMEOUT_S
+        )
+        for role, answer in zip(SERVICE_ROLES, answers, strict=True):
+            if answer is None:
+                facts.silent_roles.append(role)
+            else:
+                facts.ledger_sums.extend(answer.ledger_sums)
+                facts.digests.extend(answer.digests)
+                facts.violations.extend(answer.violations)
+                facts.transits.extend(answer.transits)
+        return facts
+
+    async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
+        return FindSpansResponse(spans=self._spans.find(request.id))
+
+    async def _ask_roles(
+        self, name: str, request: Message, response_type: type[M], timeout_s: float
+    ) -> Sequence[M | None]:
+        async def one(role: str) -> M | None:
+            try:
+                return await ask(
+                    self._mesh.local, peer_method(role, name), request, response_type, timeout_s
+                )
+            except RpcError:
+                return None
+
+        return await asyncio.gather(*(one(role) for role in SERVICE_ROLES))
+
+
+class OperatorGate:
+    """Lets calls through that carry the operators' bearer token."""
+
+    def __init__(self, endpoint: Endpoint, token: str) -> None:
+        self._endpoint = endpoint
+        self._expected = f"Bearer {token}".encode()
+
+    async def unary(self, call: Call) -> Reply:
+        self._check(call)
+        return await self._endpoint.unary(call)
+
+    def stream(self, call: Call) -> AsyncIterator[bytes]:
+        self._check(call)
+        return self._endpoint.stream(call)
+
+    def _check(self, call: Call) -> None:
+        given = call.metadata.get(AUTHORIZATION, "").encode()
+        if not hmac.compare_digest(given, self._expected):
+            raise RpcError(
+                StatusCode.UNAUTHENTICATED,
+                "OPERATOR_TOKEN_INVALID",
+                "this port is for operators and needs their token",
+            )

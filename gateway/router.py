@@ -1,0 +1,133 @@
+"""Takes a call to a center that may answer it, within the caller's deadline.
+
+A call is sent on to the next center only if it definitely did not run, or is safe to run twice. The
+request stays bytes; only its key is read.
+"""
+
+from collections.abc import AsyncIterator
+
+from grpc import StatusCode
+
+from duohuo.v1.routing_pb2 import ACCESS_USER
+from gateway.authenticator import Authenticator, bad_key
+from gateway.routes import KeyMissing, Target, targets
+from runtime import telemetry
+from runtime.clock import Clock
+from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, HOP, Call, Reply
+from runtime.errors import RpcError, invalid
+from runtime.ids import place_of
+from runtime.mesh import Mesh
+from runtime.methods import Method
+from runtime.placement import Placement
+from runtime.wire import MalformedMessage, string_field
+
+FAILOVER_TIMEOUT_S = 2.0
+RETRY_AFTER_MS = 5000
+_ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET"})
+
+
+class Router:
+    """Users' calls, as an endpoint."""
+
+    def __init__(
+        self, mesh: Mesh, placement: Placement, authenticator: Authenticator, clock: Clock
+    ) -> None:
+        self._mesh = mesh
+        self._placement = placement
+        self._authenticator = authenticator
+        self._clock = clock
+
+    async def unary(self, call: Call) -> Reply:
+        deadline_ms = self._clock.monotonic_ms() + int(call.timeout_s * 1000)
+        wanted = self._targets(call)
+        metadata = await self._metadata(call)
+        errors: list[RpcError] = []
+        for number, target in enumerate(wanted):
+            left_s = (deadline_ms - self._clock.monotonic_ms()) / 1000
+            is_last = number == len(wanted) - 1
+            timeout_s = left_s if is_last else min(left_s, FAILOVER_TIMEOUT_S)
+            hop = Call(call.method, call.request, timeout_s, {**metadata, HOP: target.hop})
+            try:
+                return await self._ask(target, hop, number + 1)
+            except RpcError as error:
+                if error.reason not in _ELSEWHERE:
+                    raise
+                errors.append(error)
+                if error.ran and not call.method.safe_to_repeat:
+                    break
+        raise self._unanswered(call.method, wanted, errors)
+
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        wanted = self._targets(call)
+        metadata = await self._metadata(call)
+        target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
+        hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
+        async for message in self._mesh.stream(target.center, hop):
+            yield message
+
+    async def _ask(self, target: Target, call: Call, attempt: int) -> Reply:
+        with telemetry.span(
+            f"route {call.method.name}",
+            {
+                "duohuo.role": "gateway",
+                "duohuo.center": self._mesh.here,
+                "duohuo.target": target.center,
+                "duohuo.hop": target.hop,
+                "duohuo.attempt": attempt,
+            },
+        ):
+            return await self._mesh.unary(target.center, call)
+
+    def _targets(self, call: Call) -> tuple[Target, ...]:
+        number = call.method.key_number
+        try:
+            key = string_field(call.request, number) if number else ""
+        except MalformedMessage:
+            raise invalid("", "the request is not a valid protobuf message", "MALFORMED") from None
+        place = place_of(key) if key else None
+        try:
+            wanted = targets(call.method.policy, place, self._mesh.here, self._placement)
+        except KeyMissing:
+            raise bad_key(call.method) from None
+        if any(target.center not in self._placement.centers for target in wanted):
+            raise bad_key(call.method)
+        return wanted
+
+    async def _metadata(self, call: Call) -> dict[str, str]:
+        metadata = {EPOCH: str(self._placement.epoch)}
+        if causal := call.metadata.get(CAUSAL):
+            metadata[CAUSAL] = causal
+        if call.method.access == ACCESS_USER:
+            metadata[ACCOUNT] = await self._authenticator.account_of(call, self)
+        return metadata
+
+    def _unanswered(
+        self, method: Method, wanted: tuple[Target, ...], errors: list[RpcError]
+    ) -> RpcError:
+        """What the caller is told when no center that may answer has answered."""
+        last = errors[-1]
+        ran = any(error.ran for error in errors)
+        if last.reason == "DEADLINE_EXCEEDED":
+            return RpcError(
+                last.code,
+                "DEADLINE_EXCEEDED",
+                f"center {wanted[len(errors) - 1].center} did not answer in time",
+                ran=ran,
+                advice="Ask again with the same id: it will not run twice." if ran else "",
+            )
+        if last.reason == "NOT_COPIED_YET" and len(errors) == 1:
+            return last
+        declared = method.unavailable
+        center = wanted[0].center
+        message = f"center {center} does not answer now"
+        if ran:
+            message += "; the request may have run: ask again with the same id"
+        return RpcError(
+            StatusCode.UNAUTHENTICATED if declared.relogin else StatusCode.UNAVAILABLE,
+            declared.reason or "HOME_CENTER_UNAVAILABLE",
+            message,
+            ran=ran,
+            retry_after_ms=None if declared.relogin else RETRY_AFTER_MS,
+            advice=declared.advice,
+            details={"center": center},
+        )

@@ -1,0 +1,216 @@
+"""Commands that run centers: serve, up, and what can be done to a running mesh."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ops.output import Failure, Format, Options, Output, command, say
+
+if TYPE_CHECKING:
+    from ops.mesh_file import MeshView
+
+Name = Annotated[str, typer.Argument(help="A center.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the program."""
+    for mesh_command in (up, serve, status, verify, why):
+        app.command()(mesh_command)
+    center = typer.Typer(no_args_is_help=True, help="Lose a center on purpose, and bring it back.")
+    for verb, text in (
+        ("kill", "SIGKILL everything of a center, its NATS included."),
+        ("stop", "Stop a center in good order."),
+        ("start", "Start a center that is not running."),
+        ("pause", "SIGSTOP everything of a center."),
+        ("resume", "SIGCONT everything of a center."),
+    ):
+        center.command(verb, help=f"{text} Example: duohuo center {verb} a")(_center_command(verb))
+    app.add_typer(center, name="center")
+    link = typer.Typer(no_args_is_help=True, help="Cut, heal or slow the link between two centers.")
+    for link_command in (cut, heal, delay):
+        link.command()(link_command)
+    app.add_typer(link, name="link")
+
+
+@command
+async def up(
+    context: typer.Context,
+    centers: Annotated[str, typer.Option(help="Names of the centers, with commas.")] = "a,b",
+    port_base: Annotated[
+        int, typer.Option(help="Center number i listens from here + 100 i.")
+    ] = 7000,
+    wan_latency_ms: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Added each way between centers.")
+    ] = 0,
+    split: Annotated[bool, typer.Option("--split", help="One process for each role.")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Run a whole mesh on this machine. Example: duohuo up --centers a,b,c --wan-latency-ms 20"""
+    import json
+    from dataclasses import asdict
+
+    from ops import supervisor
+    from ops.mesh_file import MeshView
+
+    state = _state(context)
+
+    def announce(mesh: MeshView) -> None:
+        if output is Format.JSON:
+            shown = asdict(mesh)
+            del shown["control_token"]
+            print(json.dumps(shown), flush=True)  # noqa: T201 - what was asked for
+        else:
+            print(_what_to_try(state, mesh), flush=True)  # noqa: T201 - as above
+
+    try:
+        code = await supervisor.run(
+            centers.split(","), state, port_base, wan_latency_ms, split, announce
+        )
+    except supervisor.StartError as error:
+        raise Failure(str(error)) from None
+    raise typer.Exit(code)
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    center: Annotated[str | None, typer.Option(help="This center's name.")] = None,
+    roles: Annotated[str | None, typer.Option(help="What to serve, with commas.")] = None,
+) -> None:
+    """Serve roles of one center. Example: duohuo serve --center a --roles account,session
+
+    Settings that are not given come from the environment (DUOHUO_ and the name in capitals), then
+    from the TOML file.
+    """
+    import sys
+
+    import uvloop
+    from pydantic import ValidationError
+
+    from ops import serve as server
+    from runtime.config import load
+
+    try:
+        settings = load(config, center=center, roles=roles.split(",") if roles else None)
+        uvloop.run(server.serve(settings))
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        print(f"error: the settings are wrong; nothing was started\n{problems}", file=sys.stderr)  # noqa: T201 - for people
+        raise typer.Exit(2) from None
+    except (server.StartError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - for people
+        raise typer.Exit(1) from None
+
+
+@command
+async def status(context: typer.Context, output: Output = Format.TEXT) -> None:
+    """Show who is up, how far behind, and what is queued. Example: duohuo status"""
+    from ops import status as view
+
+    text, data = await view.collect(_state(context))
+    say(output, text, data)
+
+
+@command
+async def verify(
+    context: typer.Context,
+    wait_s: Annotated[
+        float, typer.Option(min=0, max=300, help="How long to wait for entries in flight.")
+    ] = 10,
+    output: Output = Format.TEXT,
+) -> None:
+    """Prove that no money is lost and all copies agree. Example: duohuo verify"""
+    from ops import verify as checks
+
+    report = await checks.verify(_state(context), wait_s)
+    say(output, report.text(), report.data())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@command
+async def why(
+    context: typer.Context,
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="Trace, transfer or application.")],
+    output: Output = Format.TEXT,
+) -> None:
+    """Tell the story of a request, in order. Example: duohuo why 0192f0c1..."""
+    from ops import why as story
+
+    text, data = await story.tell(_state(context), wanted)
+    say(output, text, data)
+
+
+def _center_command(verb: str) -> Callable[..., None]:
+    @command
+    async def work(context: typer.Context, name: Name, output: Output = Format.TEXT) -> None:
+        _control(context, f"center {verb}", output, f"Center {name}: {verb} done.", center=name)
+
+    return work
+
+
+@command
+async def cut(
+    context: typer.Context, first: Name, second: Name, output: Output = Format.TEXT
+) -> None:
+    """Stop all traffic between two centers, both ways. Example: duohuo link cut a b"""
+    done = f"The link between {first} and {second} is cut."
+    _control(context, "link cut", output, done, first=first, second=second)
+
+
+@command
+async def heal(
+    context: typer.Context, first: Name, second: Name, output: Output = Format.TEXT
+) -> None:
+    """Let traffic flow again, at the normal speed. Example: duohuo link heal a b"""
+    done = f"The link between {first} and {second} is up."
+    _control(context, "link heal", output, done, first=first, second=second)
+
+
+@command
+async def delay(
+    context: typer.Context,
+    first: Name,
+    second: Name,
+    delay_ms: Annotated[int, typer.Argument(min=0, max=10_000, help="Added each way.")],
+    output: Output = Format.TEXT,
+) -> None:
+    """Slow a link down, both ways. Example: duohuo link delay a b 50"""
+    done = f"The link between {first} and {second} takes {delay_ms} ms more each way."
+    _control(context, "link delay", output, done, first=first, second=second, delay_ms=delay_ms)
+
+
+def _control(
+    context: typer.Context, action: str, output: Format, done: str, **arguments: object
+) -> None:
+    from ops import control, mesh_file
+
+    answer = control.request(mesh_file.read(_state(context)), action, **arguments)
+    say(output, done, answer)
+
+
+def _what_to_try(state: Path, mesh: "MeshView") -> str:
+    option = "" if state == Path(".duohuo") else f" --state {state}"
+    program = f"duohuo{option}"
+    centers = "\n".join(
+        f"  center {name}: gateway {center.gateway}, operators {center.operator}"
+        for name, center in mesh.centers.items()
+    )
+    first = next(iter(mesh.centers))
+    return (
+        f"Duohuo is up: {len(mesh.centers)} centers, all alive.\n{centers}\n\n"
+        "Try in another terminal (Ctrl-C here stops everything, data is kept):\n"
+        f"  {program} register alice@example.com    then: login, fund, balance, transfer, apply\n"
+        f"  {program} status\n"
+        f"  {program} drill center-loss\n"
+        f"  {program} center kill {first}"
+    )
+
+
+def _state(context: typer.Context) -> Path:
+    options: Options = context.obj
+    return options.state

@@ -1,0 +1,36 @@
+"""The `duohuo` command. Each command is imported when it is called: start-up is noticed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ops import center_commands, user_commands
+from ops.output import Options
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Accounts, sessions and money that stay up while a whole data center goes down.",
+)
+center_commands.add_to(app)
+user_commands.add_to(app)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    state: Annotated[Path, typer.Option(help="Which mesh: its state directory.")] = Path(".duohuo"),
+) -> None:
+    """Accounts, sessions and money that stay up while a whole data center goes down."""
+    context.obj = Options(state)
+
+
+def main() -> None:
+    """Runs the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`duohuo status`: who is up, how far each center is behind each other, what is queued and announced."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from duohuo.v1.announcement_service_pb2 import ListAnnouncementsRequest, ListAnnouncementsResponse
+from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest
+from ops import mesh_file
+from ops.client import ask_operator, connected
+from ops.mesh_file import MeshView
+from ops.output import table
+from ops.plain import plain
+from runtime.errors import RpcError
+
+
+async def collect(state: Path) -> tuple[str, dict[str, Any]]:
+    """The state of the whole mesh, for people and for programs."""
+    mesh = mesh_file.read(state)
+    names = list(mesh.centers)
+    answers = await asyncio.gather(*(_ask(state, name) for name in names))
+    known = {name: answer for name, answer in zip(names, answers, strict=True) if answer}
+    announced = await _announcements(state)
+    text = "\n\n".join(
+        part
+        for part in (
+            _centers(mesh, known),
+            _roads(known),
+            "\n".join(f"! {announcement.text}" for announcement in announced.announcements),
+        )
+        if part
+    )
+    data = {
+        "centers": {
+            name: {
+                "state": mesh.centers[name].state,
+                **({"status": plain(known[name])} if name in known else {}),
+            }
+            for name in names
+        },
+        "links": {
+            name: {"state": link.state, "delay_ms": link.delay_ms}
+            for name, link in mesh.links.items()
+        },
+        "announcements": [plain(one) for one in announced.announcements],
+    }
+    return text, data
+
+
+def _centers(mesh: MeshView, known: dict[str, CenterStatus]) -> str:
+    rows: list[tuple[object, ...]] = []
+    for name, center in mesh.centers.items():
+        status = known.get(name)
+        if status is None:
+            rows.append((name, center.state, "does not answer", "", "", "", "", ""))
+            continue
+        sees = ", ".join(
+            f"{peer.center} {'up' if peer.reachable else 'LOST'}" for peer in status.peers
+        )
+        if status.silent_roles:
+            sees += f"; silent: {', '.join(status.silent_roles)}"
+        counts = status.counts
+        rows.append(
+            (
+                name,
+                center.state,
+                sees,
+                status.slots,
+                counts["accounts"],
+                counts["sessions"],
+                counts["applications_open"],
+                counts["money_in_transit"],
+            )
+        )
+    headings = ("CENTER", "STATE", "SEES", "SLOTS", "ACCOUNTS", "SESSIONS", "QUEUED", "IN TRANSIT")
+    links = "".join(
+        f"\nlink {name}: {link.state}{f', {link.delay_ms} ms each way' if link.delay_ms else ''}"
+        for name, link in mesh.links.items()
+    )
+    return table(headings, rows) + links
+
+
+def _roads(known: dict[str, CenterStatus]) -> str:
+    rows = [
+        (
+            f"{road.source_center} -> {name}",
+            road.topic,
+            road.road,
+            road.cursor,
+            road.head - road.cursor,
+            road.from_jetstream,
+            road.from_feed,
+            road.parked or "",
+        )
+        for name, status in known.items()
+        for road in status.roads
+    ]
+    headings = (
+        *("ROAD", "TOPIC", "BY", "APPLIED", "BEHIND"),
+        *("FROM JETSTREAM", "FROM FEED", "PARKED"),
+    )
+    return table(headings, rows) if rows else ""
+
+
+async def _ask(state: Path, center: str) -> CenterStatus | None:
+    try:
+        async with asyncio.timeout(2):
+            return await ask_operator(state, center, "GetStatus", GetStatusRequest(), CenterStatus)
+    except (RpcError, TimeoutError):
+        return None
+
+
+async def _announcements(state: Path) -> ListAnnouncementsResponse:
+    try:
+        async with connected(state) as client:
+            return await client.call(
+                "AnnouncementService/ListAnnouncements",
+                ListAnnouncementsRequest(),
+                ListAnnouncementsResponse,
+            )
+    except RpcError:
+        return ListAnnouncementsResponse()

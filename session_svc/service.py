@@ -1,0 +1,177 @@
+"""The session service's RPCs."""
+
+import asyncio
+
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    PASSWORD_OUTCOME_VERIFIED,
+    ListOwnSessionsRequest,
+    ListOwnSessionsResponse,
+    VerifyPasswordRequest,
+    VerifyPasswordResponse,
+)
+from duohuo.v1.session_service_pb2 import (
+    GetSessionRequest,
+    ListSessionsRequest,
+    ListSessionsResponse,
+    LoginRequest,
+    LogoutRequest,
+    LogoutResponse,
+    RevokeSessionsRequest,
+    RevokeSessionsResponse,
+    Session,
+)
+from runtime import telemetry
+from runtime.clock import timestamp
+from runtime.dispatcher import Incoming
+from runtime.endpoint import ask
+from runtime.errors import RpcError, invalid, session_invalid
+from runtime.identifiers import InvalidIdentifier, normalise
+from runtime.ids import place_of, token
+from runtime.methods import peer_method
+from runtime.placement import slot_of
+from runtime.store import Store
+from session_svc import store
+from session_svc.store import SessionRow
+from sync_bus.site import Site
+
+SESSION_LIFETIME_MS = 7 * 24 * 3600 * 1000
+DEVICE_LENGTH_MAX = 128
+PEER_TIMEOUT_S = 2.0
+_VERIFY = peer_method("account", "VerifyPassword")
+_LIST_OWN = peer_method("session", "ListOwnSessions")
+
+
+class SessionService:
+    """Serves SessionService, and the session part of SessionPeerService."""
+
+    def __init__(self, site: Site, database: Store) -> None:
+        self._site = site
+        self._store = database
+
+    async def Login(self, request: LoginRequest, incoming: Incoming) -> Session:
+        if len(request.device) > DEVICE_LENGTH_MAX:
+            raise invalid("device", f"must have at most {DEVICE_LENGTH_MAX} characters")
+        account_id = await self._prove(request, incoming.timeout_s)
+        stamp = self._site.stamps.now()
+        secret = token(self._site.here, self._site.ids.secret())
+        session = SessionRow(
+            f"{self._site.here}-{self._site.ids.unique()}",
+            account_id,
+            request.device,
+            stamp.time_ms,
+            stamp.time_ms + SESSION_LIFETIME_MS,
+        )
+        await self._store.write("login", store.add(store.token_hash(secret), session, stamp))
+        answer = self._answer(session)
+        answer.token = secret
+        return answer
+
+    async def GetSession(self, request: GetSessionRequest, _incoming: Incoming) -> Session:
+        place = place_of(request.token)
+        session = None
+        if place is not None and place.origin == self._site.here:
+            session = await self._store.read(
+                store.find(store.token_hash(request.token), self._site.clock.wall_ms())
+            )
+        if session is None:
+            raise session_invalid()
+        return self._answer(session)
+
+    async def ListSessions(
+        self, request: ListSessionsRequest, _incoming: Incoming
+    ) -> ListSessionsResponse:
+        answer = ListSessionsResponse()
+        asked = ListOwnSessionsRequest(account_id=request.account_id)
+        centers = [self._site.here, *self._site.mesh.peers]
+        answers = await asyncio.gather(
+            *(
+                ask(
+                    self._site.mesh.at(c), _LIST_OWN, asked, ListOwnSessionsResponse, PEER_TIMEOUT_S
+                )
+                for c in centers
+            ),
+            return_exceptions=True,
+        )
+        for center, found in zip(centers, answers, strict=True):
+            if isinstance(found, RpcError):
+                answer.unreachable_centers.append(center)
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                answer.sessions.extend(found.sessions)
+        answer.sessions.sort(key=lambda session: session.create_time.ToNanoseconds(), reverse=True)
+        return answer
+
+    async def ListOwnSessions(
+        self, request: ListOwnSessionsRequest, _incoming: Incoming
+    ) -> ListOwnSessionsResponse:
+        rows = await self._store.read(
+            store.of_account(request.account_id, self._site.clock.wall_ms())
+        )
+        return ListOwnSessionsResponse(sessions=[self._answer(row) for row in rows])
+
+    async def Logout(self, request: LogoutRequest, _incoming: Incoming) -> LogoutResponse:
+        await self._store.write("logout", store.remove(store.token_hash(request.token)))
+        return LogoutResponse()
+
+    async def RevokeSessions(
+        self, request: RevokeSessionsRequest, _incoming: Incoming
+    ) -> RevokeSessionsResponse:
+        self._site.slot_of(request.account_id)
+        revoked = await self._store.write(
+            "revoke sessions", store.revoke_all(request.account_id, self._site.stamps.now())
+        )
+        return RevokeSessionsResponse(revoked=revoked)
+
+    async def _prove(self, request: LoginRequest, timeout_s: float) -> str:
+        """The account that the password opens: by the local copy, or by a second read at home.
+
+        While home cannot be asked, a password that does not fit the local copy may still be right (it
+        may have been changed at home, or the account be new), so it is not called wrong.
+        """
+        try:
+            home = self._site.placement.home(slot_of(normalise(request.identifier)))
+        except InvalidIdentifier:
+            raise invalid("identifier", "is not an e-mail address or phone number") from None
+        asked = VerifyPasswordRequest(identifier=request.identifier, password=request.password)
+        timeout_s = min(timeout_s, PEER_TIMEOUT_S)
+        here = self._site.mesh.local
+        local = await ask(here, _VERIFY, asked, VerifyPasswordResponse, timeout_s)
+        if local.outcome == PASSWORD_OUTCOME_VERIFIED:
+            return local.account_id
+        if home == self._site.here:
+            raise _bad_credentials()
+        with telemetry.span("second read", {"duohuo.hop": "second-read", "duohuo.home": home}):
+            try:
+                at_home = await ask(
+                    self._site.mesh.at(home), _VERIFY, asked, VerifyPasswordResponse, timeout_s
+                )
+            except RpcError as error:
+                raise RpcError(
+                    StatusCode.UNAVAILABLE,
+                    "HOME_CENTER_UNAVAILABLE",
+                    f"only center {home}, which does not answer now, can check this password",
+                    retry_after_ms=error.retry_after_ms or 5000,
+                    advice="Try again in a moment; your password may still be right.",
+                ) from error
+        if at_home.outcome != PASSWORD_OUTCOME_VERIFIED:
+            raise _bad_credentials()
+        return at_home.account_id
+
+    def _answer(self, session: SessionRow) -> Session:
+        return Session(
+            session_id=session.session_id,
+            account_id=session.account_id,
+            origin_center=self._site.here,
+            device=session.device,
+            create_time=timestamp(session.create_ms),
+            expire_time=timestamp(session.expire_ms),
+        )
+
+
+def _bad_credentials() -> RpcError:
+    return RpcError(
+        StatusCode.UNAUTHENTICATED, "BAD_CREDENTIALS", "the identifier or the password is wrong"
+    )

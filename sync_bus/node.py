@@ -1,0 +1,73 @@
+"""What every service has besides its own work: a log that others read, copies of theirs, inspection."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    CollectFactsRequest,
+    CollectFactsResponse,
+    InspectRequest,
+    InspectResponse,
+)
+from runtime.dispatcher import Incoming
+from runtime.store import Store, Unit
+from sync_bus import inbox, log
+from sync_bus.bus import Bus
+from sync_bus.feed import FeedServicer
+from sync_bus.inbox import Handler
+from sync_bus.log import Topic
+from sync_bus.replicator import Replicator
+from sync_bus.site import Site
+
+SCHEMA = log.SCHEMA + inbox.SCHEMA
+
+
+class Inspection(Protocol):
+    """A service's own part of status and verify."""
+
+    async def counts(self) -> dict[str, int]: ...
+
+    async def facts(self) -> CollectFactsResponse: ...
+
+
+def prepare(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[int]:
+    """Makes a new store ready for replication; returns the highest timestamp it has seen."""
+    yield from log.prepare(topics, peers)
+    yield from inbox.prepare(topics, peers)
+    return (yield from log.latest_hlc())
+
+
+class ServiceNode:
+    """The replication and inspection of one service; `run` for as long as it lives."""
+
+    def __init__(
+        self,
+        role: str,
+        topics: Sequence[Topic],
+        site: Site,
+        database: Store,
+        bus: Bus,
+        handler: Handler,
+        inspection: Inspection,
+    ) -> None:
+        self.role = role
+        self._replicator = Replicator(
+            role, topics, database, site.mesh, bus, site.stamps, handler, site.random
+        )
+        self.run = self._replicator.run
+        self.current_ms = self._replicator.current_ms
+        self._inspection = inspection
+        self.servicers = (
+            FeedServicer(database, frozenset(site.mesh.peers), site.clock),
+            self,
+        )
+
+    async def Inspect(self, _request: InspectRequest, _incoming: Incoming) -> InspectResponse:
+        return InspectResponse(
+            roads=await self._replicator.roads(), counts=await self._inspection.counts()
+        )
+
+    async def CollectFacts(
+        self, _request: CollectFactsRequest, _incoming: Incoming
+    ) -> CollectFactsResponse:
+        return await self._inspection.facts()

@@ -1,0 +1,69 @@
+"""What a center hands to each of its services."""
+
+from dataclasses import dataclass
+from random import Random
+
+from grpc import StatusCode
+
+from runtime.clock import Clock
+from runtime.errors import RpcError, invalid
+from runtime.ids import Ids, account_slot
+from runtime.mesh import Mesh
+from runtime.placement import Placement
+from sync_bus.log import Stamps
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The outside world of a service: where it is, whom it can call, what time it is, new ids."""
+
+    mesh: Mesh
+    placement: Placement
+    stamps: Stamps
+    ids: Ids
+    random: Random
+
+    @property
+    def here(self) -> str:
+        return self.mesh.here
+
+    @property
+    def clock(self) -> Clock:
+        return self.stamps.clock
+
+    def is_home(self, slot: int) -> bool:
+        return self.placement.home(slot) == self.here
+
+    def home_of(self, account: str) -> str:
+        """The home center of an account id. Raises RpcError if it is no account id."""
+        return self.placement.home(self.slot_of(account))
+
+    def slot_of(self, account: str) -> int:
+        """The slot inside an account id. Raises RpcError if it is no account id."""
+        slot = account_slot(account)
+        if slot is None:
+            raise invalid("account_id", "is not an account id")
+        return slot
+
+    def require_home(self, slot: int) -> None:
+        """Raises WRONG_HOME, naming the right one, unless this center is home of the slot."""
+        home = self.placement.home(slot)
+        if home != self.here:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "WRONG_HOME",
+                f"center {self.here} is not home of slot {slot}",
+                details={"home": home, "epoch": str(self.placement.epoch)},
+            )
+
+    def unknown_here(self, account: str) -> RpcError:
+        """What to say of an account that this center does not have: home knows, others may be late."""
+        home = self.home_of(account)
+        if home == self.here:
+            return RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
+        return RpcError(
+            StatusCode.UNAVAILABLE,
+            "NOT_COPIED_YET",
+            f"this account has not been copied from center {home} yet",
+            retry_after_ms=1000,
+        )

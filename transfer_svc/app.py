@@ -1,0 +1,48 @@
+"""Puts the transfer service together: the only place that wires it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from runtime.dispatcher import Dispatcher
+from runtime.store import Store
+from sync_bus.bus import Bus
+from sync_bus.node import ServiceNode
+from sync_bus.site import Site
+from transfer_svc import applications, dispatch, ledger, transfers
+from transfer_svc.audit import Audit
+from transfer_svc.inbound import Inbound
+from transfer_svc.payees import Payees
+from transfer_svc.service import TransferService
+
+ROLE = "transfer"
+SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA
+TOPICS = (ledger.LEDGER, applications.APPLICATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferNode:
+    """Replication, and the queue's worker; `run` for as long as the service lives."""
+
+    node: ServiceNode
+    queue: dispatch.QueueWorker
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.node.run())
+            tasks.create_task(self.queue.run())
+
+
+def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
+    """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
+    node = ServiceNode(
+        ROLE, TOPICS, site, database, bus, Inbound(site).apply, Audit(site, database)
+    )
+    service = TransferService(
+        site,
+        database,
+        Payees(site, database),
+        lambda source: node.current_ms(source, ledger.LEDGER),
+    )
+    dispatcher.add("duohuo.v1.TransferService", service)
+    dispatcher.add("duohuo.internal.v1.TransferPeerService", service, *node.servicers)
+    return TransferNode(node, dispatch.QueueWorker(site, database))

@@ -1,0 +1,256 @@
+"""Applications: queued transfers, at the center that accepted them and as copies everywhere else.
+
+The origin alone moves an application through its states; each change of state goes to the other
+centers over the log. `maybe_delivered` is set, durably, before home is asked: while it is unset it is
+certain that home has not decided.
+"""
+
+from typing import NamedTuple
+
+from duohuo.internal.v1.log_pb2 import ApplicationChanged, LogRecord
+from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
+from runtime.clock import timestamp
+from runtime.store import Row, Unit, query
+from sync_bus import log
+from sync_bus.log import Road, Stamp, Topic
+from transfer_svc.states import APPLICATION_OPEN, Decision, next_application_state
+
+APPLICATIONS = Topic("applications", Road.JETSTREAM)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS application (
+  application_id TEXT NOT NULL PRIMARY KEY, payer_account_id TEXT NOT NULL,
+  transfer_id TEXT NOT NULL, origin TEXT NOT NULL, body_hash BLOB NOT NULL, state INTEGER NOT NULL,
+  maybe_delivered INTEGER NOT NULL, next_attempt_ms INTEGER NOT NULL, create_ms INTEGER NOT NULL,
+  change_number INTEGER NOT NULL UNIQUE, traceparent TEXT NOT NULL, message BLOB NOT NULL,
+  UNIQUE (payer_account_id, transfer_id, origin)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS application_due ON application (next_attempt_ms) WHERE state = 1;
+CREATE INDEX IF NOT EXISTS application_by_payer ON application (payer_account_id, change_number);
+"""
+
+
+class ApplicationRow(NamedTuple):
+    """An application as stored: the public message and what its origin must remember."""
+
+    message: Application
+    body_hash: bytes
+    maybe_delivered: bool
+    change_number: int
+    traceparent: str
+
+
+_SELECT = "SELECT message, body_hash, maybe_delivered, change_number, traceparent FROM application"
+
+
+def find(application_id: str) -> Unit[ApplicationRow | None]:
+    rows = yield from query(f"{_SELECT} WHERE application_id = ?", application_id)
+    return _row(rows[0]) if rows else None
+
+
+def accept(application: Application, body_hash: bytes, stamp: Stamp) -> Unit[ApplicationRow]:
+    """Queues an application; if its transfer id was applied for here before, returns that one."""
+    present = yield from query(
+        f"{_SELECT} WHERE payer_account_id = ? AND transfer_id = ? AND origin = ?",
+        application.payer_account_id,
+        application.transfer_id,
+        application.origin_center,
+    )
+    if present:
+        return _row(present[0])
+    yield from _insert(application, body_hash, stamp.time_ms, stamp.traceparent)
+    yield from _tell(application, stamp)
+    found = yield from find(application.application_id)
+    assert found is not None  # noqa: S101 - inserted above, in this transaction
+    return found
+
+
+def due(origin: str, now_ms: int, delay_ms_max: int, limit: int) -> Unit[list[ApplicationRow]]:
+    """Queued applications whose next attempt is due. One due later than the longest delay was
+    scheduled before the clock jumped, and is due now."""
+    rows = yield from query(
+        f"{_SELECT} WHERE state = 1 AND (next_attempt_ms <= ?1 OR next_attempt_ms > ?1 + ?2)"
+        " AND origin = ?3 ORDER BY next_attempt_ms LIMIT ?4",
+        now_ms,
+        delay_ms_max,
+        origin,
+        limit,
+    )
+    return [_row(row) for row in rows]
+
+
+def next_due_ms(origin: str) -> Unit[int | None]:
+    """When the earliest next attempt is due; None if nothing is queued."""
+    rows = yield from query(
+        "SELECT min(next_attempt_ms) FROM application WHERE state = 1 AND origin = ?", origin
+    )
+    due_ms: int | None = rows[0][0]
+    return due_ms
+
+
+def wake(origin: str, now_ms: int) -> Unit[None]:
+    """Makes everything queued due now: a home center is back."""
+    yield from query(
+        "UPDATE application SET next_attempt_ms = ?1 WHERE state = 1 AND origin = ?2"
+        " AND next_attempt_ms > ?1",
+        now_ms,
+        origin,
+    )
+
+
+def attempting(application_id: str) -> Unit[ApplicationRow | None]:
+    """Counts an attempt and notes that home may have it from now on. None if no longer queued."""
+    found = yield from find(application_id)
+    if found is None or found.message.state != APPLICATION_STATE_QUEUED:
+        return None
+    found.message.attempts += 1
+    yield from _store(found.message)
+    yield from query(
+        "UPDATE application SET maybe_delivered = 1 WHERE application_id = ?", application_id
+    )
+    return found
+
+
+def attempt_failed(
+    application_id: str,
+    error: str,
+    next_attempt_ms: int,
+    *,
+    counted: bool,
+    maybe_delivered: bool,
+) -> Unit[None]:
+    """Notes why an attempt brought no decision, and when the next one is due.
+
+    `counted` tells whether `attempting` has counted it already; `maybe_delivered` is what is certain
+    now about home having it.
+    """
+    found = yield from find(application_id)
+    if found is None or found.message.state != APPLICATION_STATE_QUEUED:
+        return
+    if not counted:
+        found.message.attempts += 1
+    found.message.last_attempt_error = error
+    yield from _store(found.message)
+    yield from query(
+        "UPDATE application SET maybe_delivered = ?, next_attempt_ms = ? WHERE application_id = ?",
+        int(maybe_delivered),
+        next_attempt_ms,
+        application_id,
+    )
+
+
+def decide(
+    application_id: str, decision: Decision, reason: str, payee_account_id: str, stamp: Stamp
+) -> Unit[Application | None]:
+    """Moves an application of this origin by what home decided. Deciding again changes nothing."""
+    found = yield from find(application_id)
+    if found is None:
+        return None
+    message = found.message
+    state = next_application_state(message.state, decision)
+    if state == message.state:
+        return message
+    message.state = state
+    message.reason = reason
+    message.last_attempt_error = ""
+    if payee_account_id:
+        message.payee_account_id = payee_account_id
+    if state not in APPLICATION_OPEN:
+        message.decide_time.CopyFrom(timestamp(stamp.time_ms))
+    yield from _store(message)
+    yield from _tell(message, stamp)
+    return message
+
+
+def cancel_if_undelivered(application_id: str, stamp: Stamp) -> Unit[Application | None]:
+    """Cancels here and now if home certainly has not decided; returns the application if it did."""
+    found = yield from find(application_id)
+    if found is None or found.message.state != APPLICATION_STATE_QUEUED or found.maybe_delivered:
+        return None
+    return (yield from decide(application_id, Decision.CANCELLED, "CANCELLED", "", stamp))
+
+
+def waiting_for(payer_account_id: str, transfer_id: str, origin: str) -> Unit[list[str]]:
+    """Ids of this origin's open applications for a transfer."""
+    rows = yield from query(
+        "SELECT application_id FROM application WHERE payer_account_id = ? AND transfer_id = ?"
+        " AND origin = ? AND state IN (1, 2)",
+        payer_account_id,
+        transfer_id,
+        origin,
+    )
+    return [row[0] for row in rows]
+
+
+def copy(application: Application, time_ms: int) -> Unit[None]:
+    """Stores another center's application as it is now."""
+    present = yield from find(application.application_id)
+    if present is None:
+        yield from _insert(application, b"", time_ms, "")
+    else:
+        yield from _store(application)
+
+
+def of_payer(payer_account_id: str, before: int | None, limit: int) -> Unit[list[ApplicationRow]]:
+    """The payer's applications, the last changed first, from below a change number."""
+    rows = yield from query(
+        f"{_SELECT} WHERE payer_account_id = ?1 AND (?2 IS NULL OR change_number < ?2)"
+        " ORDER BY change_number DESC LIMIT ?3",
+        payer_account_id,
+        before,
+        limit,
+    )
+    return [_row(row) for row in rows]
+
+
+def changed_since(payer_account_id: str, number: int, limit: int) -> Unit[list[ApplicationRow]]:
+    """The payer's applications that changed after a change number, in order of change."""
+    rows = yield from query(
+        f"{_SELECT} WHERE payer_account_id = ? AND change_number > ? ORDER BY change_number LIMIT ?",
+        payer_account_id,
+        number,
+        limit,
+    )
+    return [_row(row) for row in rows]
+
+
+def open_count() -> Unit[int]:
+    rows = yield from query("SELECT count(*) FROM application WHERE state IN (1, 2)")
+    return int(rows[0][0])
+
+
+def _row(row: Row) -> ApplicationRow:
+    return ApplicationRow(Application.FromString(row[0]), row[1], bool(row[2]), row[3], row[4])
+
+
+def _insert(
+    application: Application, body_hash: bytes, time_ms: int, traceparent: str
+) -> Unit[None]:
+    yield from query(
+        "INSERT INTO application VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?,"
+        " (SELECT coalesce(max(change_number), 0) + 1 FROM application), ?, ?)",
+        application.application_id,
+        application.payer_account_id,
+        application.transfer_id,
+        application.origin_center,
+        body_hash,
+        application.state,
+        time_ms,
+        application.create_time.ToMilliseconds(),
+        traceparent,
+        application.SerializeToString(),
+    )
+
+
+def _store(application: Application) -> Unit[None]:
+    yield from query(
+        "UPDATE application SET state = ?, message = ?, change_number ="
+        " (SELECT max(change_number) + 1 FROM application) WHERE application_id = ?",
+        application.state,
+        application.SerializeToString(),
+        application.application_id,
+    )
+
+
+def _tell(application: Application, stamp: Stamp) -> Unit[None]:
+    changed = ApplicationChanged(application=application)
+    yield from log.append(APPLICATIONS, stamp, LogRecord(application_changed=changed))

@@ -1,0 +1,170 @@
+"""Works through the queue: asks each application's home, again and again, until it decides.
+
+Attempts are spaced by exponential back-off with jitter and start anew when a center comes back. An
+attempt that home definitely did not see leaves the application as it was; after any other failure home
+is asked again with the same id, whatever it has done.
+"""
+
+import asyncio
+from random import Random
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    DECIDE_INTENT_EXECUTE,
+    DecideRequest,
+    DecideResponse,
+)
+from duohuo.v1.transfer_service_pb2 import Application, TransferRequest
+from runtime import telemetry
+from runtime.endpoint import ask
+from runtime.errors import RpcError, unreachable
+from runtime.methods import peer_method
+from runtime.signal import Signal
+from runtime.store import Store
+from sync_bus.site import Site
+from transfer_svc import applications
+from transfer_svc.applications import ApplicationRow
+from transfer_svc.states import Decision, decision_of
+
+DELAY_MS_FIRST = 500
+DELAY_MS_MAX = 60_000
+ATTEMPTS_AT_ONCE_MAX = 32
+ATTEMPT_TIMEOUT_S = 5.0
+_DECIDE = peer_method("transfer", "Decide")
+
+
+def delay_ms(attempts: int, random: Random) -> int:
+    """How long to wait after so many attempts: doubled each time up to a minute, half of it jitter."""
+    longest = min(DELAY_MS_FIRST << min(attempts, 16), DELAY_MS_MAX)
+    return longest // 2 + random.randrange(longest // 2)
+
+
+class QueueWorker:
+    """Works through the applications that this center accepted."""
+
+    def __init__(self, site: Site, database: Store) -> None:
+        self._site = site
+        self._store = database
+        self._changed = Signal()
+        self._returned = asyncio.Event()
+        database.on_commit(self._changed.notify)
+        site.mesh.on_change(self._on_change)
+
+    async def run(self) -> None:
+        while True:
+            changed = self._changed.next()
+            if self._returned.is_set():
+                self._returned.clear()
+                now_ms = self._site.clock.wall_ms()
+                await self._store.write("wake", applications.wake(self._site.here, now_ms))
+            now_ms = self._site.clock.wall_ms()
+            due = await self._store.read(
+                applications.due(self._site.here, now_ms, DELAY_MS_MAX, ATTEMPTS_AT_ONCE_MAX)
+            )
+            if due:
+                async with asyncio.TaskGroup() as tasks:
+                    for row in due:
+                        tasks.create_task(self._attempt(row))
+            else:
+                next_ms = await self._store.read(applications.next_due_ms(self._site.here))
+                timeout_s = None if next_ms is None else max(0.01, (next_ms - now_ms) / 1000)
+                await self._changed.wait(changed, timeout_s)
+
+    def _on_change(self, _center: str, reachable: bool) -> None:
+        if reachable:
+            self._returned.set()
+            self._changed.notify()
+
+    async def _attempt(self, row: ApplicationRow) -> None:
+        application = row.message
+        home = self._site.home_of(application.payer_account_id)
+        with telemetry.span(
+            "attempt application",
+            {
+                "duohuo.application_id": application.application_id,
+                "duohuo.transfer_id": application.transfer_id,
+                "duohuo.home": home,
+                "duohuo.attempt": application.attempts + 1,
+            },
+            parent=row.traceparent or None,
+        ):
+            try:
+                await self._ask_home(row, home)
+            except RpcError as error:
+                telemetry.annotate({"duohuo.reason": error.reason})
+
+    async def _ask_home(self, row: ApplicationRow, home: str) -> None:
+        application = row.message
+        expire_ms = application.expire_time.ToMilliseconds()
+        if expire_ms <= self._site.clock.wall_ms() and not row.maybe_delivered:
+            await self._decided(application, Decision.EXPIRED, "EXPIRED", "")
+            return
+        sent = False
+        try:
+            if not self._site.mesh.reachable(home):
+                raise unreachable(home, ran=False)
+            if (
+                await self._store.write(
+                    "attempt", applications.attempting(application.application_id)
+                )
+                is None
+            ):
+                return
+            sent = True
+            answer = await ask(
+                self._site.mesh.at(home),
+                _DECIDE,
+                DecideRequest(
+                    intent=DECIDE_INTENT_EXECUTE,
+                    transfer=transfer_of(application),
+                    expire_time=application.expire_time,
+                    application_id=application.application_id,
+                ),
+                DecideResponse,
+                ATTEMPT_TIMEOUT_S,
+            )
+        except RpcError as error:
+            await self._store.write(
+                "attempt failed",
+                applications.attempt_failed(
+                    application.application_id,
+                    error.reason,
+                    self._site.clock.wall_ms() + delay_ms(application.attempts, self._site.random),
+                    counted=sent,
+                    maybe_delivered=row.maybe_delivered or (sent and error.ran),
+                ),
+            )
+            raise
+        result = answer.result
+        await self._decided(
+            application,
+            decision_of(result.state, result.reason),
+            result.reason,
+            result.payee_account_id,
+        )
+
+    async def _decided(
+        self, application: Application, decision: Decision, reason: str, payee_account_id: str
+    ) -> None:
+        await self._store.write(
+            "decided",
+            applications.decide(
+                application.application_id,
+                decision,
+                reason,
+                payee_account_id,
+                self._site.stamps.now(),
+            ),
+        )
+
+
+def transfer_of(application: Application) -> TransferRequest:
+    """The transfer that a stored application applies for."""
+    transfer = TransferRequest(
+        transfer_id=application.transfer_id,
+        payer_account_id=application.payer_account_id,
+        amount=application.amount,
+        memo=application.memo,
+    )
+    if payee := application.WhichOneof("payee"):
+        setattr(transfer, payee, getattr(application, payee))
+    return transfer

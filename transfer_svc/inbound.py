@@ -1,0 +1,79 @@
+"""The effect of other centers' log records on this center's money, copies and applications."""
+
+from duohuo.internal.v1.log_pb2 import POSTING_KIND_CREDIT, POSTING_KIND_DEBIT, LogRecord
+from duohuo.v1.transfer_service_pb2 import TransferState
+from runtime.store import Unit
+from sync_bus.log import Stamp
+from sync_bus.site import Site
+from transfer_svc import applications, ledger, transfers
+from transfer_svc.states import TransferEvent, decision_of
+
+
+class Inbound:
+    """Applies records as the home center of some accounts."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        match record.WhichOneof("body"):
+            case "posting":
+                posting = record.posting
+                yield from ledger.copy(source, posting, record.time_ms)
+                if posting.kind == POSTING_KIND_DEBIT and self._is_home(posting.payee_account_id):
+                    yield from transfers.credit(self._site.here, source, posting, stamp)
+                if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
+                    yield from self._settle(
+                        posting.payer_account_id,
+                        posting.transfer_id,
+                        TransferEvent.CREDITED,
+                        "",
+                        stamp,
+                    )
+            case "credit_refused":
+                refused = record.credit_refused
+                if self._is_home(refused.payer_account_id):
+                    yield from self._settle(
+                        refused.payer_account_id,
+                        refused.transfer_id,
+                        TransferEvent.REFUSED,
+                        refused.reason,
+                        stamp,
+                    )
+            case "transfer_settled":
+                settled = record.transfer_settled
+                yield from self._follow(
+                    settled.payer_account_id,
+                    settled.transfer_id,
+                    settled.state,
+                    settled.reason,
+                    stamp,
+                )
+            case "application_changed":
+                yield from applications.copy(record.application_changed.application, record.time_ms)
+            case other:
+                raise ValueError(f"not a record of this service: {other}")
+
+    def _is_home(self, account_id: str) -> bool:
+        return self._site.home_of(account_id) == self._site.here
+
+    def _settle(
+        self, payer: str, transfer_id: str, event: TransferEvent, reason: str, stamp: Stamp
+    ) -> Unit[None]:
+        row = yield from transfers.settle(self._site.here, payer, transfer_id, event, reason, stamp)
+        yield from self._follow(payer, transfer_id, row.state, row.reason, stamp)
+
+    def _follow(
+        self,
+        payer: str,
+        transfer_id: str,
+        state: TransferState.ValueType,
+        reason: str,
+        stamp: Stamp,
+    ) -> Unit[None]:
+        """Moves the applications of this origin that wait for the transfer."""
+        waiting = yield from applications.waiting_for(payer, transfer_id, self._site.here)
+        for application_id in waiting:
+            yield from applications.decide(
+                application_id, decision_of(state, reason), reason, "", stamp
+            )

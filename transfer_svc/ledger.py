@@ -1,0 +1,187 @@
+"""Double entry: every posting is two legs that sum to zero, written with the balances they move.
+
+A user's account may not go below zero: the balance moves by a conditional update, and a CHECK stands
+behind it. System accounts have a dot in their name: `external.a.CNY` is the outside world as seen from
+center a, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the
+copies of other centers' accounts: whoever is home writes, the others copy what home wrote.
+"""
+
+from typing import NamedTuple
+
+from duohuo.internal.v1.log_pb2 import Leg, LogRecord, Posting
+from runtime.store import Unit, query
+from sync_bus import log
+from sync_bus.log import Road, Stamp, Topic
+from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
+
+LEDGER = Topic("ledger", Road.JETSTREAM)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS ledger_account (
+  account_id TEXT NOT NULL PRIMARY KEY, currency TEXT NOT NULL, balance INTEGER NOT NULL,
+  last_number INTEGER NOT NULL, center TEXT NOT NULL,
+  CHECK (balance >= 0 OR account_id LIKE '%.%')) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entry (
+  account_id TEXT NOT NULL, number INTEGER NOT NULL, center TEXT NOT NULL, kind INTEGER NOT NULL,
+  transfer_id TEXT NOT NULL, minor_units INTEGER NOT NULL, balance_after INTEGER NOT NULL,
+  counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL,
+  PRIMARY KEY (account_id, number)) STRICT, WITHOUT ROWID;
+"""
+
+
+class LedgerAccount(NamedTuple):
+    account_id: str
+    currency: str
+    balance: int
+    last_number: int
+    center: str
+
+
+class EntryRow(NamedTuple):
+    number: int
+    transfer_id: str
+    minor_units: int
+    balance_after: int
+    counterparty: str
+    memo: str
+    time_ms: int
+
+
+class NotCovered(Exception):
+    """A leg would leave an account below zero or in another currency. Raising undoes the unit."""
+
+
+def external(center: str, currency: str) -> str:
+    return f"external.{center}.{currency}"
+
+
+def transit(center: str, other: str, currency: str) -> str:
+    return f"transit.{center}.{other}.{currency}"
+
+
+def is_system(account_id: str) -> bool:
+    return "." in account_id
+
+
+def find(account_id: str) -> Unit[LedgerAccount | None]:
+    rows = yield from query(
+        "SELECT account_id, currency, balance, last_number, center FROM ledger_account"
+        " WHERE account_id = ?",
+        account_id,
+    )
+    return LedgerAccount(*rows[0]) if rows else None
+
+
+def cannot_pay(payer: LedgerAccount | None, currency: str, minor_units: int) -> str:
+    """Why this account cannot pay; empty if it can."""
+    if payer is None:
+        return "INSUFFICIENT_FUNDS"
+    if payer.currency != currency:
+        return "CURRENCY_MISMATCH"
+    return "" if payer.balance >= minor_units else "INSUFFICIENT_FUNDS"
+
+
+def cannot_receive(payee: LedgerAccount | None, currency: str, minor_units: int) -> str:
+    """Why this account cannot receive; empty if it can. One without an entry takes any currency."""
+    if payee is None:
+        return ""
+    if payee.currency != currency:
+        return "CURRENCY_MISMATCH"
+    return "BALANCE_LIMIT" if payee.balance + minor_units > BALANCE_MINOR_UNITS_MAX else ""
+
+
+def post(center: str, posting: Posting, source: str, target: str, stamp: Stamp) -> Unit[int]:
+    """Moves the posting's amount from one account to another, and tells the other centers.
+
+    Returns the target's balance after it. Raises NotCovered; check `cannot_pay` and
+    `cannot_receive` in the same unit first to refuse with a reason.
+    """
+    debit = yield from _move(center, posting, source, -posting.minor_units, target, stamp)
+    credit = yield from _move(center, posting, target, posting.minor_units, source, stamp)
+    posting.legs.extend([debit, credit])
+    yield from log.append(LEDGER, stamp, LogRecord(posting=posting))
+    return credit.balance_after
+
+
+def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
+    """Repeats another center's posting on the local copies."""
+    if sum(leg.minor_units for leg in posting.legs) != 0:
+        raise ValueError("legs do not sum to zero")
+    accounts = [leg.account_id for leg in posting.legs]
+    for leg, counterparty in zip(posting.legs, reversed(accounts), strict=True):
+        yield from query(
+            "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
+            " SET balance = excluded.balance, last_number = excluded.last_number",
+            leg.account_id,
+            posting.currency_code,
+            leg.balance_after,
+            leg.number,
+            center,
+        )
+        yield from _insert_entry(center, posting, leg, counterparty, time_ms)
+
+
+def entries_before(account_id: str, number: int | None, limit: int) -> Unit[list[EntryRow]]:
+    """An account's entries, newest first, from below a number."""
+    rows = yield from query(
+        "SELECT number, transfer_id, minor_units, balance_after, counterparty, memo, time_ms"
+        " FROM entry WHERE account_id = ?1 AND (?2 IS NULL OR number < ?2)"
+        " ORDER BY number DESC LIMIT ?3",
+        account_id,
+        number,
+        limit,
+    )
+    return [EntryRow(*row) for row in rows]
+
+
+def _move(
+    center: str,
+    posting: Posting,
+    account_id: str,
+    minor_units: int,
+    counterparty: str,
+    stamp: Stamp,
+) -> Unit[Leg]:
+    yield from query(
+        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
+        account_id,
+        posting.currency_code,
+        center,
+    )
+    rows = yield from query(
+        "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1"
+        " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= 0 OR ?4)"
+        " RETURNING balance, last_number",
+        minor_units,
+        account_id,
+        posting.currency_code,
+        int(is_system(account_id)),
+    )
+    if not rows:
+        raise NotCovered(account_id)
+    leg = Leg(
+        account_id=account_id,
+        minor_units=minor_units,
+        balance_after=rows[0][0],
+        number=rows[0][1],
+    )
+    yield from _insert_entry(center, posting, leg, counterparty, stamp.time_ms)
+    return leg
+
+
+def _insert_entry(
+    center: str, posting: Posting, leg: Leg, counterparty: str, time_ms: int
+) -> Unit[None]:
+    yield from query(
+        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        leg.account_id,
+        leg.number,
+        center,
+        posting.kind,
+        posting.transfer_id,
+        leg.minor_units,
+        leg.balance_after,
+        counterparty,
+        posting.memo,
+        time_ms,
+    )

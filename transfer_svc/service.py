@@ -1,0 +1,370 @@
+"""The transfer service's RPCs."""
+
+from collections.abc import AsyncIterator, Callable
+
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    DECIDE_INTENT_CANCEL,
+    BookDepositRequest,
+    BookDepositResponse,
+    DecideRequest,
+    DecideResponse,
+)
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_QUEUED,
+    TRANSFER_STATE_DEBITED,
+    TRANSFER_STATE_FAILED,
+    Application,
+    ApplyTransferRequest,
+    Balance,
+    CancelApplicationRequest,
+    Entry,
+    GetApplicationRequest,
+    GetBalanceRequest,
+    ListApplicationsRequest,
+    ListApplicationsResponse,
+    ListEntriesRequest,
+    ListEntriesResponse,
+    TransferRequest,
+    TransferResult,
+    WatchApplicationsRequest,
+)
+from runtime import telemetry
+from runtime.clock import timestamp
+from runtime.dispatcher import Incoming
+from runtime.endpoint import HOME, STALENESS_MS, ask
+from runtime.errors import RpcError, invalid
+from runtime.ids import application_id, is_client_made
+from runtime.methods import peer_method
+from runtime.signal import Signal
+from runtime.store import Store
+from sync_bus.site import Site
+from transfer_svc import applications, ledger, rules, transfers
+from transfer_svc.dispatch import transfer_of
+from transfer_svc.payees import Payees
+from transfer_svc.rules import Order
+from transfer_svc.states import APPLICATION_OPEN, Decision, decision_of
+from transfer_svc.transfers import TransferRow
+
+SETTLE_TIMEOUT_S = 5.0
+SETTLE_MARGIN_S = 0.2
+PEER_TIMEOUT_S = 2.0
+WATCH_CHANGES_MAX = 100
+_DECIDE = peer_method("transfer", "Decide")
+
+
+class TransferService:
+    """Serves TransferService, and the transfer part of TransferPeerService.
+
+    `current_ms(source)` tells when the copy of another center's ledger was last complete.
+    """
+
+    def __init__(
+        self, site: Site, database: Store, payees: Payees, current_ms: Callable[[str], int]
+    ) -> None:
+        self._site = site
+        self._store = database
+        self._payees = payees
+        self._current_ms = current_ms
+        self._committed = Signal()
+        database.on_commit(self._committed.notify)
+
+    async def GetBalance(self, request: GetBalanceRequest, incoming: Incoming) -> Balance:
+        account = await self._store.read(ledger.find(request.account_id))
+        as_of_ms = self._freshness(request.account_id, incoming)
+        return Balance(
+            balance=Money(
+                currency_code=account.currency if account else rules.NO_CURRENCY,
+                minor_units=account.balance if account else 0,
+            ),
+            stale=incoming.reply_metadata[HOME] != self._site.here,
+            as_of=timestamp(as_of_ms),
+        )
+
+    async def Transfer(self, request: TransferRequest, incoming: Incoming) -> TransferResult:
+        rules.check_transfer(request)
+        telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
+        self._site.require_home(self._site.slot_of(request.payer_account_id))
+        row = await self._decide(request, "", "")
+        if row.body_hash != rules.body_hash(request):
+            raise rules.refusal("IDEMPOTENCY_CONFLICT")
+        if row.state == TRANSFER_STATE_DEBITED:
+            row = await self._settled(row, incoming.timeout_s)
+        incoming.reply_metadata[HOME] = self._site.here
+        return rules.answer(row.result())
+
+    async def Decide(self, request: DecideRequest, _incoming: Incoming) -> DecideResponse:
+        rules.check_transfer(request.transfer)
+        self._site.require_home(self._site.slot_of(request.transfer.payer_account_id))
+        refused = ""
+        if request.intent == DECIDE_INTENT_CANCEL:
+            refused = "CANCELLED"
+        elif 0 < request.expire_time.ToMilliseconds() <= self._site.clock.wall_ms():
+            refused = "EXPIRED"
+        row = await self._decide(request.transfer, refused, request.application_id)
+        result = row.result()
+        if row.body_hash != rules.body_hash(request.transfer):
+            result.state, result.reason = TRANSFER_STATE_FAILED, "IDEMPOTENCY_CONFLICT"
+        return DecideResponse(result=result)
+
+    async def BookDeposit(
+        self, request: BookDepositRequest, _incoming: Incoming
+    ) -> BookDepositResponse:
+        if not is_client_made(request.deposit_id):
+            raise invalid("deposit_id", "must be 8 to 64 letters, digits, '-' or '_'", "KEY")
+        rules.check_amount(request.amount)
+        self._site.require_home(self._site.slot_of(request.account_id))
+        outside = ledger.external(self._site.here, request.amount.currency_code)
+        transfer = TransferRequest(
+            transfer_id=request.deposit_id,
+            payer_account_id=outside,
+            payee_account_id=request.account_id,
+            amount=request.amount,
+            memo="deposit",
+        )
+        order = _order(transfer, request.account_id, "")
+        row = await self._store.write(
+            "deposit",
+            transfers.decide(self._site.here, order, self._site.here, "", self._site.stamps.now()),
+        )
+        if row.body_hash != order.body_hash:
+            raise rules.refusal("IDEMPOTENCY_CONFLICT")
+        if row.reason:
+            raise rules.refusal(row.reason)
+        account = await self._store.read(ledger.find(request.account_id))
+        balance = account.balance if account else 0
+        return BookDepositResponse(balance=Money(currency_code=row.currency, minor_units=balance))
+
+    async def ApplyTransfer(
+        self, request: ApplyTransferRequest, _incoming: Incoming
+    ) -> Application:
+        rules.check_transfer(request)
+        stamp = self._site.stamps.now()
+        slot = self._site.slot_of(request.payer_account_id)
+        application = Application(
+            application_id=application_id(self._site.here, slot, self._site.ids.unique()),
+            transfer_id=request.transfer_id,
+            state=APPLICATION_STATE_QUEUED,
+            payer_account_id=request.payer_account_id,
+            amount=request.amount,
+            memo=request.memo,
+            origin_center=self._site.here,
+            create_time=timestamp(stamp.time_ms),
+            expire_time=timestamp(rules.expiry_ms(request, stamp.time_ms)),
+        )
+        payee = request.WhichOneof("payee")
+        assert payee is not None  # noqa: S101 - checked by check_transfer
+        setattr(application, payee, getattr(request, payee))
+        body_hash = rules.body_hash(request)
+        telemetry.annotate(
+            {
+                "duohuo.transfer_id": request.transfer_id,
+                "duohuo.application_id": application.application_id,
+            }
+        )
+        row = await self._store.write(
+            "accept application", applications.accept(application, body_hash, stamp)
+        )
+        if row.body_hash != body_hash:
+            raise rules.refusal("IDEMPOTENCY_CONFLICT")
+        return row.message
+
+    async def GetApplication(
+        self, request: GetApplicationRequest, incoming: Incoming
+    ) -> Application:
+        return await self._own_application(request.application_id, incoming)
+
+    async def ListApplications(
+        self, request: ListApplicationsRequest, _incoming: Incoming
+    ) -> ListApplicationsResponse:
+        size = rules.page_size(request.page_size)
+        rows = await self._store.read(
+            applications.of_payer(
+                request.payer_account_id, rules.page_after(request.page_token), size + 1
+            )
+        )
+        return ListApplicationsResponse(
+            applications=[row.message for row in rows[:size]],
+            next_page_token=str(rows[size - 1].change_number) if len(rows) > size else "",
+        )
+
+    async def WatchApplications(
+        self, request: WatchApplicationsRequest, _incoming: Incoming
+    ) -> AsyncIterator[Application]:
+        payer, seen, first = request.payer_account_id, 0, True
+        while True:
+            committed = self._committed.next()
+            rows = await self._store.read(
+                applications.changed_since(payer, seen, WATCH_CHANGES_MAX)
+            )
+            for row in rows:
+                seen = row.change_number
+                if not first or row.message.state in APPLICATION_OPEN:
+                    yield row.message
+            if not rows:
+                first = False
+                await self._committed.wait(committed)
+
+    async def CancelApplication(
+        self, request: CancelApplicationRequest, incoming: Incoming
+    ) -> Application:
+        application = await self._own_application(request.application_id, incoming)
+        if application.state == APPLICATION_STATE_CANCELLED:
+            return application
+        if application.state != APPLICATION_STATE_QUEUED:
+            raise _already_decided()
+        at_origin = application.origin_center == self._site.here
+        if at_origin:
+            cancelled = await self._store.write(
+                "cancel application",
+                applications.cancel_if_undelivered(
+                    application.application_id, self._site.stamps.now()
+                ),
+            )
+            if cancelled is not None:
+                return cancelled
+        result = await self._cancel_at_home(application)
+        decision = decision_of(result.state, result.reason)
+        if at_origin:
+            decided = await self._store.write(
+                "decided",
+                applications.decide(
+                    application.application_id,
+                    decision,
+                    result.reason,
+                    result.payee_account_id,
+                    self._site.stamps.now(),
+                ),
+            )
+            application = decided or application
+        if decision is not Decision.CANCELLED:
+            raise _already_decided()
+        application.state = APPLICATION_STATE_CANCELLED
+        return application
+
+    async def ListEntries(
+        self, request: ListEntriesRequest, incoming: Incoming
+    ) -> ListEntriesResponse:
+        size = rules.page_size(request.page_size)
+        before = rules.page_after(request.page_token)
+        account = await self._store.read(ledger.find(request.account_id))
+        rows = await self._store.read(ledger.entries_before(request.account_id, before, size + 1))
+        self._freshness(request.account_id, incoming)
+        currency = account.currency if account else rules.NO_CURRENCY
+        return ListEntriesResponse(
+            entries=[
+                Entry(
+                    number=row.number,
+                    transfer_id=row.transfer_id,
+                    amount=Money(currency_code=currency, minor_units=row.minor_units),
+                    balance_after=Money(currency_code=currency, minor_units=row.balance_after),
+                    counterparty_account_id=row.counterparty,
+                    memo=row.memo,
+                    create_time=timestamp(row.time_ms),
+                )
+                for row in rows[:size]
+            ],
+            next_page_token=str(rows[size - 1].number) if len(rows) > size else "",
+        )
+
+    def _freshness(self, account: str, incoming: Incoming) -> int:
+        """Notes home and age in the reply; returns the moment at which the data was home's."""
+        home = self._site.home_of(account)
+        now_ms = self._site.clock.wall_ms()
+        as_of_ms = now_ms if home == self._site.here else self._current_ms(home)
+        incoming.reply_metadata[HOME] = home
+        incoming.reply_metadata[STALENESS_MS] = str(now_ms - as_of_ms)
+        return as_of_ms
+
+    async def _decide(
+        self, request: TransferRequest, refused: str, application: str
+    ) -> TransferRow:
+        """The decision on a transfer, made now or earlier, at this home of its payer."""
+        present = await self._store.read(
+            transfers.find(request.payer_account_id, request.transfer_id)
+        )
+        if present is not None:
+            return present
+        payee = ""
+        if not refused:
+            payee, refused = await self._payees.resolve(request)
+        payee_home = self._site.home_of(payee) if payee else self._site.here
+        return await self._store.write(
+            "decide transfer",
+            transfers.decide(
+                self._site.here,
+                _order(request, payee, application),
+                payee_home,
+                refused,
+                self._site.stamps.now(),
+            ),
+        )
+
+    async def _settled(self, row: TransferRow, timeout_s: float) -> TransferRow:
+        """The transfer once the payee's home has answered, or as it is when time runs out."""
+        loop_end_ms = self._site.clock.monotonic_ms() + 1000 * min(
+            SETTLE_TIMEOUT_S, timeout_s - SETTLE_MARGIN_S
+        )
+        while row.state == TRANSFER_STATE_DEBITED:
+            left_s = (loop_end_ms - self._site.clock.monotonic_ms()) / 1000
+            if left_s <= 0:
+                break
+            committed = self._committed.next()
+            found = await self._store.read(transfers.find(row.payer_account_id, row.transfer_id))
+            row = found or row
+            if row.state == TRANSFER_STATE_DEBITED:
+                await self._committed.wait(committed, left_s)
+        return row
+
+    async def _own_application(self, wanted: str, incoming: Incoming) -> Application:
+        row = await self._store.read(applications.find(wanted))
+        if row is None or row.message.payer_account_id != incoming.caller_account_id:
+            raise RpcError(
+                StatusCode.NOT_FOUND, "APPLICATION_NOT_FOUND", "you have no such application"
+            )
+        return row.message
+
+    async def _cancel_at_home(self, application: Application) -> TransferResult:
+        home = self._site.home_of(application.payer_account_id)
+        request = DecideRequest(
+            intent=DECIDE_INTENT_CANCEL,
+            transfer=transfer_of(application),
+            application_id=application.application_id,
+        )
+        try:
+            answer = await ask(
+                self._site.mesh.at(home), _DECIDE, request, DecideResponse, PEER_TIMEOUT_S
+            )
+        except RpcError as error:
+            raise RpcError(
+                StatusCode.UNAVAILABLE,
+                "HOME_CENTER_UNAVAILABLE",
+                f"center {home} may have decided this application, and does not answer now",
+                retry_after_ms=5000,
+                advice="The application goes on; try to cancel again when its home answers.",
+            ) from error
+        return answer.result
+
+
+def _order(request: TransferRequest, payee: str, application: str) -> Order:
+    return Order(
+        request.transfer_id,
+        request.payer_account_id,
+        payee,
+        request.amount.currency_code,
+        request.amount.minor_units,
+        request.memo,
+        rules.body_hash(request),
+        application,
+    )
+
+
+def _already_decided() -> RpcError:
+    return RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "APPLICATION_DECIDED",
+        "the application has been decided and cannot be cancelled",
+    )

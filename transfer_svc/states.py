@@ -1,0 +1,113 @@
+"""The two state machines of this service, each one table. What is not in a table is an error.
+
+A transfer between two homes is a saga of two local transactions (Garcia-Molina, Salem: "Sagas", 1987):
+the payer's home debits, the payee's home credits or refuses, the payer's home refunds what was
+refused. Each step may arrive twice, so each state also lists the events it has already seen.
+
+An application is a transfer waiting to be decided. Only the payer's home decides; the application
+follows. It reaches exactly one of its four ends.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_DELIVERED,
+    APPLICATION_STATE_EXPIRED,
+    APPLICATION_STATE_FAILED,
+    APPLICATION_STATE_QUEUED,
+    APPLICATION_STATE_SUCCEEDED,
+    TRANSFER_STATE_CREDITED,
+    TRANSFER_STATE_DEBITED,
+    TRANSFER_STATE_FAILED,
+    TRANSFER_STATE_REFUNDED,
+    ApplicationState,
+    TransferState,
+)
+
+
+class TransferEvent(Enum):
+    """What the payee's home says about a debited transfer."""
+
+    CREDITED = "credited"
+    REFUSED = "refused"
+
+
+class Decision(Enum):
+    """What the payer's home says about a transfer, as an application hears it."""
+
+    DEBITED = "debited"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TRANSFER: Mapping[tuple[TransferState.ValueType, TransferEvent], TransferState.ValueType] = {
+    (TRANSFER_STATE_DEBITED, TransferEvent.CREDITED): TRANSFER_STATE_CREDITED,
+    (TRANSFER_STATE_DEBITED, TransferEvent.REFUSED): TRANSFER_STATE_REFUNDED,
+    (TRANSFER_STATE_CREDITED, TransferEvent.CREDITED): TRANSFER_STATE_CREDITED,
+    (TRANSFER_STATE_REFUNDED, TransferEvent.REFUSED): TRANSFER_STATE_REFUNDED,
+}
+
+_Q, _D = APPLICATION_STATE_QUEUED, APPLICATION_STATE_DELIVERED
+_S, _F = APPLICATION_STATE_SUCCEEDED, APPLICATION_STATE_FAILED
+_C, _E = APPLICATION_STATE_CANCELLED, APPLICATION_STATE_EXPIRED
+
+APPLICATION: Mapping[tuple[ApplicationState.ValueType, Decision], ApplicationState.ValueType] = {
+    (_Q, Decision.DEBITED): _D,
+    (_Q, Decision.SUCCEEDED): _S,
+    (_Q, Decision.FAILED): _F,
+    (_Q, Decision.CANCELLED): _C,
+    (_Q, Decision.EXPIRED): _E,
+    (_D, Decision.DEBITED): _D,
+    (_D, Decision.SUCCEEDED): _S,
+    (_D, Decision.FAILED): _F,
+    # The same decision may come twice: as the answer to a request, and over the log.
+    (_S, Decision.DEBITED): _S,
+    (_S, Decision.SUCCEEDED): _S,
+    (_F, Decision.DEBITED): _F,
+    (_F, Decision.FAILED): _F,
+    (_C, Decision.CANCELLED): _C,
+    (_E, Decision.EXPIRED): _E,
+}
+
+APPLICATION_OPEN = frozenset({_Q, _D})
+
+
+class IllegalTransition(Exception):
+    """A bug, or a decision that contradicts an earlier one."""
+
+
+def next_transfer_state(
+    state: TransferState.ValueType, event: TransferEvent
+) -> TransferState.ValueType:
+    try:
+        return TRANSFER[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{TransferState.Name(state)} cannot be {event.value}") from None
+
+
+def next_application_state(
+    state: ApplicationState.ValueType, decision: Decision
+) -> ApplicationState.ValueType:
+    try:
+        return APPLICATION[state, decision]
+    except KeyError:
+        raise IllegalTransition(
+            f"{ApplicationState.Name(state)} cannot be {decision.value}"
+        ) from None
+
+
+def decision_of(state: TransferState.ValueType, reason: str) -> Decision:
+    """How an application hears of its transfer's state."""
+    if state == TRANSFER_STATE_DEBITED:
+        return Decision.DEBITED
+    if state == TRANSFER_STATE_CREDITED:
+        return Decision.SUCCEEDED
+    if state in (TRANSFER_STATE_FAILED, TRANSFER_STATE_REFUNDED):
+        return {"CANCELLED": Decision.CANCELLED, "EXPIRED": Decision.EXPIRED}.get(
+            reason, Decision.FAILED
+        )
+    raise IllegalTransition(f"no such transfer state: {state}")

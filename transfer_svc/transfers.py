@@ -1,0 +1,236 @@
+"""Transfers: deciding at the payer's home, crediting at the payee's, settling back at the payer's.
+
+Each step is one unit: money, idempotency record, state and log entry together. A transfer is named by
+(payer, transfer_id): the id is its client's, so it counts only among that payer's transfers.
+"""
+
+from typing import NamedTuple
+
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_CREDIT,
+    POSTING_KIND_DEBIT,
+    POSTING_KIND_DEPOSIT,
+    POSTING_KIND_REFUND,
+    POSTING_KIND_TRANSFER,
+    CreditRefused,
+    LogRecord,
+    Posting,
+    PostingKind,
+    TransferSettled,
+)
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.transfer_service_pb2 import (
+    TRANSFER_STATE_CREDITED,
+    TRANSFER_STATE_DEBITED,
+    TRANSFER_STATE_FAILED,
+    TRANSFER_STATE_REFUNDED,
+    TransferResult,
+    TransferState,
+)
+from runtime.store import Unit, query
+from sync_bus import log
+from sync_bus.log import Stamp
+from transfer_svc import ledger
+from transfer_svc.rules import Order
+from transfer_svc.states import TransferEvent, next_transfer_state
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS transfer (
+  payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, body_hash BLOB NOT NULL,
+  payee_account_id TEXT NOT NULL, payee_home TEXT NOT NULL, currency TEXT NOT NULL,
+  minor_units INTEGER NOT NULL CHECK (minor_units > 0), memo TEXT NOT NULL, state INTEGER NOT NULL,
+  reason TEXT NOT NULL, application_id TEXT NOT NULL, create_ms INTEGER NOT NULL,
+  PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS transfer_in_transit ON transfer (create_ms) WHERE state = 2;
+CREATE TABLE IF NOT EXISTS received (
+  payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, source TEXT NOT NULL,
+  PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
+"""
+
+
+class TransferRow(NamedTuple):
+    payer_account_id: str
+    transfer_id: str
+    body_hash: bytes
+    payee_account_id: str
+    payee_home: str
+    currency: str
+    minor_units: int
+    memo: str
+    state: TransferState.ValueType
+    reason: str
+    application_id: str
+    create_ms: int
+
+    def result(self) -> TransferResult:
+        return TransferResult(
+            transfer_id=self.transfer_id,
+            state=self.state,
+            reason=self.reason,
+            payee_account_id=self.payee_account_id,
+            amount=Money(currency_code=self.currency, minor_units=self.minor_units),
+        )
+
+
+_COLUMNS = ", ".join(TransferRow._fields)
+
+
+def find(payer_account_id: str, transfer_id: str) -> Unit[TransferRow | None]:
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM transfer WHERE payer_account_id = ? AND transfer_id = ?",  # noqa: S608 - constant names
+        payer_account_id,
+        transfer_id,
+    )
+    return TransferRow(*rows[0]) if rows else None
+
+
+def decide(
+    center: str, order: Order, payee_home: str, refused: str, stamp: Stamp
+) -> Unit[TransferRow]:
+    """At the payer's home: executes the order, or refuses it, once and for ever.
+
+    A deposit is a transfer whose payer is the outside world, `ledger.external`.
+
+    `refused` is a reason known before the unit (nobody to pay, cancelled, expired). If the transfer
+    was decided before, that decision is returned; compare its body hash with the order's.
+    """
+    present = yield from find(order.payer_account_id, order.transfer_id)
+    if present is not None:
+        return present
+    from_outside = ledger.is_system(order.payer_account_id)
+    reason = refused
+    if not reason and not from_outside:
+        payer = yield from ledger.find(order.payer_account_id)
+        reason = ledger.cannot_pay(payer, order.currency, order.minor_units)
+    if not reason and payee_home == center:
+        payee = yield from ledger.find(order.payee_account_id)
+        reason = ledger.cannot_receive(payee, order.currency, order.minor_units)
+    if reason:
+        state = TRANSFER_STATE_FAILED
+    elif payee_home == center:
+        state = TRANSFER_STATE_CREDITED
+        kind = POSTING_KIND_DEPOSIT if from_outside else POSTING_KIND_TRANSFER
+        posting = _posting(kind, order)
+        yield from ledger.post(
+            center, posting, order.payer_account_id, order.payee_account_id, stamp
+        )
+    else:
+        state = TRANSFER_STATE_DEBITED
+        posting = _posting(POSTING_KIND_DEBIT, order)
+        transit = ledger.transit(center, payee_home, order.currency)
+        yield from ledger.post(center, posting, order.payer_account_id, transit, stamp)
+    row = TransferRow(
+        order.payer_account_id,
+        order.transfer_id,
+        order.body_hash,
+        order.payee_account_id,
+        payee_home,
+        order.currency,
+        order.minor_units,
+        order.memo,
+        state,
+        reason,
+        order.application_id,
+        stamp.time_ms,
+    )
+    yield from query("INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+    if order.application_id and state != TRANSFER_STATE_DEBITED:
+        yield from _tell(row, stamp)
+    return row
+
+
+def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]:
+    """At the payee's home: credits what the payer's home `source` has debited, or refuses."""
+    fresh = yield from query(
+        "INSERT INTO received VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+        debit.payer_account_id,
+        debit.transfer_id,
+        source,
+    )
+    if not fresh:
+        return
+    payee = yield from ledger.find(debit.payee_account_id)
+    reason = ledger.cannot_receive(payee, debit.currency_code, debit.minor_units)
+    if reason:
+        refused = CreditRefused(
+            transfer_id=debit.transfer_id, payer_account_id=debit.payer_account_id, reason=reason
+        )
+        yield from log.append(ledger.LEDGER, stamp, LogRecord(credit_refused=refused))
+        return
+    posting = Posting()
+    posting.CopyFrom(debit)
+    posting.kind = POSTING_KIND_CREDIT
+    del posting.legs[:]
+    transit = ledger.transit(center, source, debit.currency_code)
+    yield from ledger.post(center, posting, transit, debit.payee_account_id, stamp)
+
+
+def settle(
+    center: str,
+    payer_account_id: str,
+    transfer_id: str,
+    event: TransferEvent,
+    reason: str,
+    stamp: Stamp,
+) -> Unit[TransferRow]:
+    """Back at the payer's home: the payee's home has credited, or refused and is refunded."""
+    row = yield from find(payer_account_id, transfer_id)
+    if row is None:
+        raise ValueError("no such transfer was debited here")
+    state = next_transfer_state(row.state, event)
+    if state == row.state:
+        return row
+    row = row._replace(state=state, reason=reason)
+    if state == TRANSFER_STATE_REFUNDED:
+        posting = Posting(
+            kind=POSTING_KIND_REFUND,
+            transfer_id=row.transfer_id,
+            payer_account_id=row.payer_account_id,
+            payee_account_id=row.payee_account_id,
+            currency_code=row.currency,
+            minor_units=row.minor_units,
+            memo=row.memo,
+        )
+        transit = ledger.transit(center, row.payee_home, row.currency)
+        yield from ledger.post(center, posting, transit, row.payer_account_id, stamp)
+    yield from query(
+        "UPDATE transfer SET state = ?, reason = ? WHERE payer_account_id = ? AND transfer_id = ?",
+        state,
+        reason,
+        payer_account_id,
+        transfer_id,
+    )
+    yield from _tell(row, stamp)
+    return row
+
+
+def in_transit(limit: int) -> Unit[list[TransferRow]]:
+    """Transfers that left their payer here and are not confirmed yet, oldest first."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 ORDER BY create_ms LIMIT ?",  # noqa: S608 - constant names
+        limit,
+    )
+    return [TransferRow(*row) for row in rows]
+
+
+def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
+    return Posting(
+        kind=kind,
+        transfer_id=order.transfer_id,
+        payer_account_id=order.payer_account_id,
+        payee_account_id=order.payee_account_id,
+        currency_code=order.currency,
+        minor_units=order.minor_units,
+        memo=order.memo,
+    )
+
+
+def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
+    """Tells the other centers, where an application may be waiting, how a transfer ended."""
+    settled = TransferSettled(
+        transfer_id=row.transfer_id,
+        payer_account_id=row.payer_account_id,
+        state=row.state,
+        reason=row.reason,
+    )
+    yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))
