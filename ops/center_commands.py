@@ -1,6 +1,7 @@
 """Commands that run centers: serve, up, and what can be done to a running mesh."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(help="A center.")]
 
 
+class Loss(StrEnum):
+    """How a drill loses a center."""
+
+    KILL = "kill"
+    CUT = "cut"
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
-    for mesh_command in (up, serve, status, verify, why):
+    for mesh_command in (up, serve, status, verify, why, drill):
         app.command()(mesh_command)
     center = typer.Typer(no_args_is_help=True, help="Lose a center on purpose, and bring it back.")
     for verb, text in (
@@ -143,6 +151,30 @@ async def why(
 
     text, data = await story.tell(_state(context), wanted)
     say(output, text, data)
+
+
+@command
+async def drill(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Which drill: center-loss.")] = "center-loss",
+    how: Annotated[Loss, typer.Option(help="Kill the center, or cut it off.")] = Loss.KILL,
+    output: Output = Format.TEXT,
+) -> None:
+    """Lose a center on purpose and see what holds. Example: duohuo drill center-loss --how cut"""
+    from ops import drill as drills
+
+    if name != "center-loss":
+        raise Failure(f"there is no drill {name}", advice="There is: center-loss")
+
+    def tell(line: str) -> None:
+        if output is Format.TEXT:
+            print(line, flush=True)  # noqa: T201 - progress for people
+
+    passed, steps = await drills.center_loss(_state(context), how.value, tell)
+    verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
+    say(output, verdict, {"drill": name, "how": how.value, "passed": passed, "steps": steps})
+    if not passed:
+        raise typer.Exit(1)
 
 
 def _center_command(verb: str) -> Callable[..., None]:

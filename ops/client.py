@@ -13,7 +13,6 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from ops import mesh_file
-from ops.mesh_file import MeshView
 from ops.output import Failure
 from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
 from runtime.errors import RpcError
@@ -81,24 +80,18 @@ def normal(identifier: str) -> str:
 
 
 class Client:
-    """Calls RPCs at the mesh's gateways; `served_by` is the center that answered last."""
+    """Calls RPCs at gateways (by center), the first that answers; `served_by` answered last."""
 
-    def __init__(self, state: Path, mesh: MeshView, first: str | None) -> None:
-        if first is not None and first not in mesh.centers:
-            raise Failure(f"there is no center {first}; there is {', '.join(mesh.centers)}")
-        names = sorted(mesh.centers, key=lambda name: name != first)
-        self.mesh = mesh
-        self.sessions = Sessions.load(state)
+    def __init__(self, gateways: Mapping[str, str], sessions: Sessions) -> None:
+        self.sessions = sessions
         self.served_by = ""
-        self._state = state
-        self._gateways = {name: GrpcEndpoint(name, mesh.centers[name].gateway) for name in names}
+        self._gateways = {
+            center: GrpcEndpoint(center, address) for center, address in gateways.items()
+        }
 
     async def close(self) -> None:
         for gateway in self._gateways.values():
             await gateway.close()
-
-    def save(self) -> None:
-        self.sessions.save(self._state)
 
     async def call(
         self, path: str, request: Message, response_type: type[M], login: Login | None = None
@@ -153,10 +146,14 @@ class Client:
 @asynccontextmanager
 async def connected(state: Path, first: str | None = None) -> AsyncIterator[Client]:
     """A client of the mesh that runs on a state directory; remembers what it learned."""
-    client = Client(state, mesh_file.read(state), first)
+    mesh = mesh_file.read(state)
+    if first is not None and first not in mesh.centers:
+        raise Failure(f"there is no center {first}; there is {', '.join(mesh.centers)}")
+    names = sorted(mesh.centers, key=lambda name: name != first)
+    client = Client({name: mesh.centers[name].gateway for name in names}, Sessions.load(state))
     try:
         yield client
-        client.save()
+        client.sessions.save(state)
     finally:
         await client.close()
 

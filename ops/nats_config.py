@@ -30,14 +30,14 @@ class NatsServer:
 
 def render(server: NatsServer) -> str:
     """The server's configuration file. It holds the password: write it for the owner only."""
-    center, password = server.center, json.dumps(server.password)
+    center = server.center
     leaf_users = "\n      ".join(
-        f'{{ user: "peer-{peer}", password: {password}, {_leaf_permissions(center, peer)} }}'
+        _user(f"peer-{peer}", server.password, "LEAFNODE", _leaf_permissions(center, peer))
         for peer in server.links
     )
     received = "\n  ".join(
-        f'IN_{peer} {{ jetstream: enabled, users: [ {{ user: "in-{peer}", password: {password}, '
-        f"{_in_permissions(peer)} }} ] }}"
+        f"IN_{peer} {{ jetstream: enabled, users: [ "
+        f"{_user(f'in-{peer}', server.password, 'STANDARD', _in_permissions(peer))} ] }}"
         for peer in server.links
     )
     remotes = "\n    ".join(
@@ -51,14 +51,15 @@ http: {address(server.monitor_port)}
 ping_interval: "2s"
 ping_max: 2
 max_payload: 1MB
+reconnect_error_reports: 60
 jetstream {{ store_dir: {json.dumps(str(server.store_dir), ensure_ascii=False)}, domain: {center} }}
 accounts {{
   EV {{ jetstream: enabled, users: [
-      {{ user: ev, password: {password}, {_ev_permissions(center)} }}
+      {_user("ev", server.password, "STANDARD", _ev_permissions(center))}
       {leaf_users}
   ] }}
   {received}
-  SYS {{ users: [ {{ user: sys, password: {password} }} ] }}
+  SYS {{ users: [ {_user("sys", server.password, "STANDARD", "")} ] }}
 }}
 system_account: SYS
 leafnodes {{
@@ -70,6 +71,14 @@ leafnodes {{
   ]
 }}
 """
+
+
+def _user(name: str, password: str, connection: str, permissions: str) -> str:
+    """A user. All have one password: the connection type keeps a peer from being any other user."""
+    return (
+        f"{{ user: {json.dumps(name)}, password: {json.dumps(password)}, "
+        f'allowed_connection_types: ["{connection}"] {permissions} }}'
+    )
 
 
 def _ev_permissions(center: str) -> str:

@@ -3,7 +3,6 @@
 The services are a stand-in: a process that takes the real settings, listens where it should, says
 that it is ready and waits for SIGTERM.
 """
-# ruff: noqa: S101 - asserts are what tests are made of
 
 import asyncio
 import os
@@ -80,21 +79,21 @@ async def eventually(
 def is_alive(pid: int) -> bool:
     """False for a process that has ended, whether or not its parent has noticed."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        if sys.platform == "linux":
-            return False
-    else:
-        return state != "Z"
-    try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return state_of(pid) != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return True
+
+
+def state_of(pid: int) -> str:
+    """The letter that `ps` shows; only on Linux."""
+    if not Path("/proc/self/stat").exists():
+        return "?"
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return state_of(pid) == "T"
 
 
 def accepts(address: str) -> bool:
@@ -342,7 +341,7 @@ class TestStartErrors:
 
     async def test_a_directory_that_cannot_be_made(self, meshes: Meshes) -> None:
         meshes.state_dir.write_text("not a directory")
-        with pytest.raises(StartError, match="cannot keep the mesh's state in .* --state"):
+        with pytest.raises(StartError, match=r"cannot keep the mesh's state in .* --state"):
             await meshes.make().start()
 
     async def test_a_part_of_it_that_is_in_the_way(self, meshes: Meshes) -> None:
@@ -374,7 +373,7 @@ class TestStartErrors:
             await meshes.make().start()
 
     async def test_a_command_that_does_not_exist(self, meshes: Meshes) -> None:
-        meshes._serve_command[0] = "/nowhere/python"  # noqa: SLF001 - of this file
+        meshes._serve_command[0] = "/nowhere/python"
         with pytest.raises(StartError, match="cannot run serve of center"):
             await meshes.make().start()
 
@@ -470,9 +469,7 @@ class TestCenters:
         assert again.pids["nats"] == nats
         assert again.pids["serve"] != serve
 
-    async def test_a_center_that_does_not_start_again_says_why(
-        self, meshes: Meshes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_center_that_does_not_start_again_says_why(self, meshes: Meshes) -> None:
         await meshes.make().start()
         await meshes.ask("center kill", center="a")
         taken = socket.create_server(("127.0.0.1", meshes.port_base + 100))
@@ -669,7 +666,7 @@ class TestLinks:
 
 @pytest.fixture
 def main(
-    tmp_path: Path, state_dir: Path, port_base: int, stand_in: list[str]
+    state_dir: Path, port_base: int, stand_in: list[str]
 ) -> Iterator[Callable[[], Awaitable[asyncio.subprocess.Process]]]:
     """Starts a supervisor in its own process."""
     started: list[asyncio.subprocess.Process] = []

@@ -1,5 +1,4 @@
 """Links carry bytes in order, can be cut, healed and slowed down, and never hold more than a bound."""
-# ruff: noqa: S101 - asserts are what tests are made of
 
 import asyncio
 import itertools
