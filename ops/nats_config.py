@@ -59,7 +59,7 @@ accounts {{
       {leaf_users}
   ] }}
   {received}
-  SYS {{ users: [ {_user("sys", server.password, "STANDARD", "")} ] }}
+  SYS {{ users: [ {_user("sys", server.password, "STANDARD")} ] }}
 }}
 system_account: SYS
 leafnodes {{
@@ -73,12 +73,15 @@ leafnodes {{
 """
 
 
-def _user(name: str, password: str, connection: str, permissions: str) -> str:
+def _user(name: str, password: str, connection: str, *permissions: str) -> str:
     """A user. All have one password: the connection type keeps a peer from being any other user."""
-    return (
-        f"{{ user: {json.dumps(name)}, password: {json.dumps(password)}, "
-        f'allowed_connection_types: ["{connection}"] {permissions} }}'
-    )
+    parts = [
+        f"user: {json.dumps(name)}",
+        f"password: {json.dumps(password)}",
+        f'allowed_connection_types: ["{connection}"]',
+        *permissions,
+    ]
+    return "{ " + ", ".join(parts) + " }"
 
 
 def _ev_permissions(center: str) -> str:

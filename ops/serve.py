@@ -9,20 +9,18 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import SystemRandom
 
 from google.protobuf.descriptor import FileDescriptor
 
-import account_svc.app
-import gateway.app
-import session_svc.app
-import transfer_svc.app
 from account_svc.passwords import Argon2Passwords
 from gateway import ring
 from gateway.operator import OperatorGate
+from ops import wiring
+from ops.wiring import Duty
 from runtime import logging, telemetry
 from runtime.center import LocalCenter
 from runtime.clock import SystemClock
@@ -37,15 +35,14 @@ from runtime.mesh import Mesh
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore
-from sync_bus import node
 from sync_bus.jetstream import JetStreamBus, NatsAccess
-from sync_bus.log import Stamps, Topic
+from sync_bus.log import Stamps
 from sync_bus.site import Site
 
 PLACEMENT_EPOCH = 1
 STOP_GRACE_S = 3.0
+PEERS_TIMEOUT_S = 2.0
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-Duty = Callable[[], Coroutine[None, None, None]]
 
 
 class StartError(Exception):
@@ -59,10 +56,14 @@ async def serve(settings: CenterSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     logging.start(settings)
     async with AsyncExitStack() as closing:
-        duties, servers = await _start(settings, closing)
-        print(json.dumps({"ready": True, "pid": os.getpid()}), flush=True)  # noqa: T201 - read by `up`
+        mesh, duties, servers = await _start(settings, closing)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(duty()) for duty in duties]
+            # Centers that start together should not take each other for lost; one that is really
+            # away must not hold this one up.
+            await mesh.wait_for_peers(PEERS_TIMEOUT_S)
+            ready = {"ready": True, "pid": os.getpid()}
+            print(json.dumps(ready), flush=True)  # noqa: T201 - the supervisor reads it
             await stop.wait()
             # Running calls may still need the duties, such as a transfer that waits to be settled.
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
@@ -72,7 +73,7 @@ async def serve(settings: CenterSettings) -> None:
 
 async def _start(
     settings: CenterSettings, closing: AsyncExitStack
-) -> tuple[Sequence[Duty], Sequence[GrpcServer]]:
+) -> tuple[Mesh, Sequence[Duty], Sequence[GrpcServer]]:
     """Builds the roles and listens; returns what must run from now on, and the servers to drain."""
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     clock = SystemClock()
@@ -98,13 +99,22 @@ async def _start(
     site = Site(mesh, placement, Stamps(clock, hybrid), RandomIds(), SystemRandom())
     nats = NatsAccess(settings.center, settings.nats_url, _secret(settings.nats_password_file))
     closing.push_async_callback(nats.close)
+    passwords = Argon2Passwords()
+    closing.callback(passwords.close)
 
-    duties: list[Duty] = [mesh.run]
-    duties += [
-        await _start_service(role, settings, site, nats, dispatcher, closing)
-        for role in settings.roles
-        if role != "gateway"
-    ]
+    async def open_store(role: str, schema: str) -> SqliteStore:
+        path = settings.state_dir / f"{role}.db"
+        try:
+            store = await SqliteStore.open(path, schema)
+        except sqlite3.Error as error:
+            raise StartError(f"cannot open {path}: {error}") from error
+        closing.push_async_callback(store.close)
+        return store
+
+    outside = wiring.Outside(
+        open_store, lambda role: JetStreamBus(nats, role, mesh.peers), passwords, spans
+    )
+    router, duties = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []
 
     async def listen(
@@ -118,49 +128,12 @@ async def _start(
         servers.append(server)
         closing.push_async_callback(server.stop, 0.0)
 
-    if "gateway" in settings.roles:
-        router = gateway.app.build(mesh, placement, clock, spans, dispatcher)
+    if router is not None:
         operators = OperatorGate(dispatcher, _secret(settings.operator_token_file))
         await listen(router, PUBLIC_FILES, settings.public_listen, "gateway")
         await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator")
     await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh")
-    return duties, servers
-
-
-async def _start_service(
-    role: str,
-    settings: CenterSettings,
-    site: Site,
-    nats: NatsAccess,
-    dispatcher: Dispatcher,
-    closing: AsyncExitStack,
-) -> Duty:
-    bus = JetStreamBus(nats, role, site.mesh.peers)
-    path = settings.state_dir / f"{role}.db"
-    if role == "account":
-        database = await _open(path, account_svc.app.SCHEMA, account_svc.app.TOPICS, site, closing)
-        passwords = Argon2Passwords()
-        closing.callback(passwords.close)
-        return account_svc.app.build(site, database, bus, passwords, dispatcher).run
-    if role == "session":
-        database = await _open(path, session_svc.app.SCHEMA, session_svc.app.TOPICS, site, closing)
-        return session_svc.app.build(site, database, bus, dispatcher).run
-    database = await _open(path, transfer_svc.app.SCHEMA, transfer_svc.app.TOPICS, site, closing)
-    return transfer_svc.app.build(site, database, bus, dispatcher).run
-
-
-async def _open(
-    path: Path, schema: str, topics: Sequence[Topic], site: Site, closing: AsyncExitStack
-) -> SqliteStore:
-    """Opens a service's store, and moves the clock past everything that it has seen."""
-    try:
-        database = await SqliteStore.open(path, node.SCHEMA + schema)
-    except sqlite3.Error as error:
-        raise StartError(f"cannot open {path}: {error}") from error
-    closing.push_async_callback(database.close)
-    latest = await database.write("prepare", node.prepare(topics, site.mesh.peers))
-    site.stamps.hybrid.latest = max(site.stamps.hybrid.latest, latest)
-    return database
+    return mesh, duties, servers
 
 
 async def _channel(name: str, address: str, closing: AsyncExitStack) -> GrpcEndpoint:

@@ -35,6 +35,7 @@ LOG_TAIL_BYTES = 4096
 # -P: a directory `ops` or `runtime` where the user happens to be must not be taken for ours.
 SERVE_COMMAND = (sys.executable, "-P", "-m", "ops.main", "serve")
 
+_PASSWORD_VARIABLES = ("DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD")
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -198,8 +199,8 @@ def _write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
 
 
 def _environment(decided: Iterable[str]) -> dict[str, str]:
-    """What children inherit, without what would override the settings that the mesh has decided."""
-    hidden = {f"DUOHUO_{name.upper()}" for name in decided}
+    """What children inherit: nothing that overrides what the mesh has decided, no user's password."""
+    hidden = {f"DUOHUO_{name.upper()}" for name in decided} | set(_PASSWORD_VARIABLES)
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
@@ -661,7 +662,9 @@ async def run(
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return 130
-        announce(starting.result())
+        mesh = starting.result()
+        with suppress(BrokenPipeError):  # whoever was to read it has gone; the mesh need not go too
+            announce(mesh)
         await stopping
         return 0
     finally:

@@ -17,6 +17,7 @@ from runtime.errors import RpcError, unreachable
 from runtime.methods import peer_method
 
 PROBE_INTERVAL_S = 0.5
+PROBE_INTERVAL_LOST_S = 0.1
 PROBE_TIMEOUT_S = 1.0
 IN_A_ROW = 2
 _PROBE = peer_method("gateway", "Probe")
@@ -29,6 +30,7 @@ class Reachability:
     reachable: bool
     since_ms: int
     streak: int = 0
+    has_answered: bool = False
 
 
 class Mesh:
@@ -42,6 +44,9 @@ class Mesh:
             center: Reachability(True, clock.wall_ms()) for center in endpoints if center != here
         }
         self._listeners: list[Callable[[str, bool], None]] = []
+        self._all_answered = asyncio.Event()
+        if not self._seen:
+            self._all_answered.set()
 
     @property
     def peers(self) -> list[str]:
@@ -88,6 +93,15 @@ class Mesh:
         async for message in endpoint.stream(call):
             yield message
 
+    async def wait_for_peers(self, timeout_s: float) -> bool:
+        """Waits until all other centers have answered once, but not longer; `run` must be running."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_answered.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def run(self) -> None:
         """Keeps asking all other centers whether they are there."""
         async with asyncio.TaskGroup() as tasks:
@@ -104,7 +118,9 @@ class Mesh:
                 self._record(center, answered=False)
             else:
                 self._record(center, answered=True)
-            await asyncio.sleep(PROBE_INTERVAL_S)
+            seen = self._seen[center]
+            calm = seen.reachable and seen.has_answered
+            await asyncio.sleep(PROBE_INTERVAL_S if calm else PROBE_INTERVAL_LOST_S)
 
     def _open(self, center: str) -> Endpoint:
         if center not in self._endpoints:
@@ -117,6 +133,10 @@ class Mesh:
 
     def _record(self, center: str, *, answered: bool) -> None:
         seen = self._seen[center]
+        if answered and not seen.has_answered:
+            seen.has_answered = True
+            if all(other.has_answered for other in self._seen.values()):
+                self._all_answered.set()
         seen.streak = 0 if seen.reachable is answered else seen.streak + 1
         if seen.streak < IN_A_ROW:
             return

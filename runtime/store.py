@@ -8,7 +8,7 @@ and in place under a simulator. Raising undoes the unit and nothing else.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,6 +24,9 @@ Value = str | int | float | bytes | None
 Row = tuple[Any, ...]
 Statement = tuple[str, Sequence[Value]]
 Unit = Generator[Statement, list[Row], T]
+
+Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
+"""Takes a batch of units to where the database may be waited for, and runs `run_batch` there."""
 
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
@@ -73,13 +76,19 @@ class SqliteStore:
     """SQLite with group commit: units that wait together share one transaction and one fsync.
 
     Each unit has its own savepoint; callers are answered only after the commit, with
-    synchronous=FULL. Reads run in place on a second connection (WAL): a point read takes
-    microseconds, far less than handing it to a thread.
+    synchronous=FULL. `hop` takes a batch to the writer. Reads run in place on a second connection
+    (WAL): a point read takes microseconds, far less than handing it to a thread.
     """
 
-    def __init__(self, writer: aiosqlite.Connection, reader: sqlite3.Connection) -> None:
-        self._writer = writer
+    def __init__(
+        self,
+        hop: Hop,
+        reader: sqlite3.Connection,
+        close_writer: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._hop = hop
         self._reader = reader
+        self._close_writer = close_writer
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -99,14 +108,21 @@ class SqliteStore:
         await writer.executescript(schema)
         reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         reader.execute("PRAGMA query_only=ON")
-        return cls(writer, reader)
+        # aiosqlite's one hop to its thread; its public calls would hop once per statement.
+        execute: Any = writer._execute  # noqa: SLF001
+        return cls(
+            lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
+            reader,
+            writer.close,
+        )
 
     async def close(self) -> None:
         """Finishes what is pending and closes the database."""
         while self._draining is not None:
             await asyncio.wait([self._draining])
         self._reader.close()
-        await self._writer.close()
+        if self._close_writer is not None:
+            await self._close_writer()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -145,11 +161,11 @@ class SqliteStore:
     async def _commit(self, batch: list[_Pending[Any]]) -> None:
         units = [pending.unit for pending in batch]
         try:
-            # aiosqlite's one hop to its thread; public calls would hop once per statement.
-            hop: Any = self._writer._execute  # noqa: SLF001
-            outcomes = await hop(_run_batch, self._writer._conn, units)  # noqa: SLF001
+            outcomes = await self._hop(units)
         except sqlite3.Error as error:
             outcomes = [StoreFault(error)] * len(batch)
+        except Exception as bug:  # noqa: BLE001 - those who wait must hear of it
+            outcomes = [_Raised(bug)] * len(batch)
         for pending, outcome in zip(batch, outcomes, strict=True):
             if pending.done.done():
                 continue  # the caller stopped waiting
@@ -168,7 +184,7 @@ class _Raised:
     error: Exception
 
 
-def _run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[Any]:
+def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[Any]:
     """In the writer thread: all units in one transaction, each undone by itself if it raises."""
     outcomes: list[Any] = []
     try:

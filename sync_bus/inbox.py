@@ -2,10 +2,11 @@
 
 The cursor moves in the same unit as the effect. The next number applies, an older one is skipped, a
 jump is a gap to be filled. An entry that cannot be applied is parked, with its reason, so that those
-behind it are not held back.
+behind it are not held back. A batch is one unit, each entry in a savepoint of its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -32,6 +33,17 @@ class Outcome(Enum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"
     GAP = "gap"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An entry that has arrived, decoded; `unusable` says why it cannot even be tried."""
+
+    entry: LogEntry
+    record: LogRecord
+    stamp: Stamp
+    unusable: str = ""
 
 
 class Cursor(NamedTuple):
@@ -59,31 +71,42 @@ def prepare(topics: Iterable[Topic], sources: Iterable[str]) -> Unit[None]:
 
 
 def apply(
-    source: str, entry: LogEntry, record: LogRecord, road: Road, handler: Handler, stamp: Stamp
-) -> Unit[Outcome]:
-    """Applies an entry if it is the next one. Raises what the handler raises, with no effect."""
-    outcome = yield from _position(source, entry)
-    if outcome is Outcome.APPLIED:
-        yield from handler(source, record, stamp)
-        yield from _advance(source, entry, record.hlc, road)
-    return outcome
+    source: str, arrivals: Sequence[Arrival], road: Road, handler: Handler
+) -> Unit[list[Outcome]]:
+    """Applies, in order, the entries whose turn it is."""
+    outcomes = []
+    for arrival in arrivals:
+        outcome = yield from _position(source, arrival.entry)
+        if outcome is Outcome.APPLIED:
+            outcome = yield from _apply_next(source, arrival, handler)
+            hlc = arrival.record.hlc if outcome is Outcome.APPLIED else 0
+            yield from _advance(source, arrival.entry, hlc, road)
+        outcomes.append(outcome)
+    return outcomes
 
 
-def park(source: str, entry: LogEntry, road: Road, reason: str, time_ms: int) -> Unit[Outcome]:
-    """Steps over an entry that cannot be applied, and keeps it for an operator."""
-    outcome = yield from _position(source, entry)
-    if outcome is Outcome.APPLIED:
-        yield from query(
-            "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)",
-            source,
-            entry.topic,
-            entry.seq,
-            entry.record,
-            reason,
-            time_ms,
-        )
-        yield from _advance(source, entry, 0, road)
-    return outcome
+def _apply_next(source: str, arrival: Arrival, handler: Handler) -> Unit[Outcome]:
+    reason = arrival.unusable
+    if not reason:
+        yield from query("SAVEPOINT entry")
+        try:
+            yield from handler(source, arrival.record, arrival.stamp)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, those behind it go on
+            yield from query("ROLLBACK TO entry")
+            reason = type(error).__name__
+        yield from query("RELEASE entry")
+    if not reason:
+        return Outcome.APPLIED
+    yield from query(
+        "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)",
+        source,
+        arrival.entry.topic,
+        arrival.entry.seq,
+        arrival.entry.record,
+        reason,
+        arrival.stamp.time_ms,
+    )
+    return Outcome.PARKED
 
 
 def cursors(source: str) -> Unit[Mapping[str, int]]:

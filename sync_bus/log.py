@@ -46,8 +46,11 @@ class Stamps:
         self.clock = clock
         self.hybrid = hybrid
 
-    def now(self) -> Stamp:
-        return Stamp(self.hybrid.tick(), self.clock.wall_ms(), telemetry.traceparent())
+    def now(self, traceparent: str | None = None) -> Stamp:
+        """A stamp in the current trace, or in the one given."""
+        if traceparent is None:
+            traceparent = telemetry.traceparent()
+        return Stamp(self.hybrid.tick(), self.clock.wall_ms(), traceparent)
 
 
 SCHEMA = """

@@ -10,7 +10,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     InspectResponse,
 )
 from runtime.dispatcher import Incoming
-from runtime.store import Store, Unit
+from runtime.store import Store, Unit, query
 from sync_bus import inbox, log
 from sync_bus.bus import Bus
 from sync_bus.feed import FeedServicer
@@ -30,11 +30,20 @@ class Inspection(Protocol):
     async def facts(self) -> CollectFactsResponse: ...
 
 
-def prepare(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[int]:
-    """Makes a new store ready for replication; returns the highest timestamp it has seen."""
+def is_prepared(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[bool]:
+    """Is there nothing for `prepare` to write? Then a start works on a full disk too."""
+    rows = yield from query(
+        "SELECT (SELECT count(*) FROM log_head), (SELECT count(*) FROM confirmed),"
+        " (SELECT count(*) FROM cursor)"
+    )
+    pairs = len(topics) * len(peers)
+    return rows[0] == (len(topics), pairs, pairs)
+
+
+def prepare(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[None]:
+    """Makes a new store ready for replication."""
     yield from log.prepare(topics, peers)
     yield from inbox.prepare(topics, peers)
-    return (yield from log.latest_hlc())
 
 
 class ServiceNode:

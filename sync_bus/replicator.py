@@ -34,7 +34,7 @@ from runtime.signal import Signal
 from runtime.store import Store
 from sync_bus import inbox, log
 from sync_bus.bus import Bus, BusFault
-from sync_bus.inbox import Handler, Outcome
+from sync_bus.inbox import Arrival, Handler, Outcome
 from sync_bus.log import Road, Stamps, Topic
 
 EXCHANGE_INTERVAL_S = 1.0
@@ -183,37 +183,42 @@ class Replicator:
                 await self._apply(peer, response.entries, Road.FEED)
 
     async def _apply(self, peer: str, entries: Sequence[LogEntry], road: Road) -> set[str]:
-        """Applies entries as units that share commits; returns the topics that have a gap.
-
-        They are submitted together and run in order. One that fails makes those behind it look like
-        a gap; it is parked and the rest submitted again.
-        """
-        gaps: set[str] = set()
-        waiting = [entry for entry in entries if entry.topic in self._topics]
-        while waiting:
-            outcomes = await asyncio.gather(
-                *(self._apply_one(peer, entry, road) for entry in waiting), return_exceptions=True
+        """Applies entries in order, in one unit; returns the topics that have a gap."""
+        arrived = [entry for entry in entries if entry.topic in self._topics]
+        if not arrived:
+            return set()
+        spans: list[telemetry.Span] = []
+        try:
+            arrivals = [self._arrive(peer, entry, road, spans) for entry in arrived]
+            outcomes = await self._store.write(
+                "apply", inbox.apply(peer, arrivals, road, self._handler)
             )
-            failed = next(
-                (i for i, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)),
-                len(waiting),
-            )
-            gaps |= {
-                entry.topic
-                for entry, outcome in zip(waiting[:failed], outcomes, strict=False)
-                if outcome is Outcome.GAP
-            }
-            if failed == len(waiting):
-                break
-            await self._park(peer, waiting[failed], road, outcomes[failed])
-            waiting = waiting[failed + 1 :]
-        return gaps
+        finally:
+            for span in spans:
+                span.end()
+        for entry, outcome in zip(arrived, outcomes, strict=True):
+            if outcome is Outcome.PARKED:
+                _logger.error("entry parked", source=peer, topic=entry.topic, seq=entry.seq)
+        return {
+            entry.topic
+            for entry, outcome in zip(arrived, outcomes, strict=True)
+            if outcome is Outcome.GAP
+        }
 
-    async def _apply_one(self, peer: str, entry: LogEntry, road: Road) -> Outcome:
-        record = LogRecord.FromString(entry.record)
-        self._stamps.hybrid.observe(record.hlc)
+    def _arrive(
+        self, peer: str, entry: LogEntry, road: Road, spans: list[telemetry.Span]
+    ) -> Arrival:
+        """Decodes an entry, and continues the trace of the request that made it."""
+        record, unusable = LogRecord(), ""
+        try:
+            record = LogRecord.FromString(entry.record)
+            self._stamps.hybrid.observe(record.hlc)
+        except DecodeError:
+            unusable = "UNDECODABLE"
+        except TooFarAhead:
+            unusable = "TIMESTAMP_TOO_FAR_AHEAD"
         kind = record.WhichOneof("body") or "nothing"
-        with telemetry.span(
+        span, traceparent = telemetry.begin(
             f"apply {kind}",
             {
                 "messaging.system": "nats" if road is Road.JETSTREAM else "duohuo_feed",
@@ -225,23 +230,10 @@ class Replicator:
                 **_named(record, kind),
             },
             telemetry.SpanKind.CONSUMER,
-            parent=record.traceparent or None,
-        ):
-            return await self._store.write(
-                f"apply {kind}",
-                inbox.apply(peer, entry, record, road, self._handler, self._stamps.now()),
-            )
-
-    async def _park(
-        self, peer: str, entry: LogEntry, road: Road, error: BaseException | Outcome
-    ) -> None:
-        if isinstance(error, RpcError) or not isinstance(error, Exception):
-            # The store, not the entry: let `_persist` try again later.
-            raise error if isinstance(error, BaseException) else TypeError
-        reason = _PARK_REASONS.get(type(error), type(error).__name__)
-        _logger.error("entry parked", source=peer, topic=entry.topic, seq=entry.seq, reason=reason)
-        now_ms = self._stamps.clock.wall_ms()
-        await self._store.write("park", inbox.park(peer, entry, road, reason, now_ms))
+            parent=record.traceparent,
+        )
+        spans.append(span)
+        return Arrival(entry, record, self._stamps.now(traceparent), unusable)
 
 
 def _named(record: LogRecord, kind: str) -> dict[str, str]:
@@ -251,9 +243,3 @@ def _named(record: LogRecord, kind: str) -> dict[str, str]:
         f"duohuo.{name}": str(getattr(body, name, "")) for name in ("transfer_id", "application_id")
     }
     return {name: value for name, value in found.items() if value}
-
-
-_PARK_REASONS: dict[type[BaseException], str] = {
-    DecodeError: "UNDECODABLE",
-    TooFarAhead: "TIMESTAMP_TOO_FAR_AHEAD",
-}

@@ -51,23 +51,30 @@ class QueueWorker:
 
     async def run(self) -> None:
         while True:
-            changed = self._changed.next()
-            if self._returned.is_set():
-                self._returned.clear()
-                now_ms = self._site.clock.wall_ms()
-                await self._store.write("wake", applications.wake(self._site.here, now_ms))
-            now_ms = self._site.clock.wall_ms()
-            due = await self._store.read(
-                applications.due(self._site.here, now_ms, DELAY_MS_MAX, ATTEMPTS_AT_ONCE_MAX)
-            )
-            if due:
-                async with asyncio.TaskGroup() as tasks:
-                    for row in due:
-                        tasks.create_task(self._attempt(row))
-            else:
-                next_ms = await self._store.read(applications.next_due_ms(self._site.here))
-                timeout_s = None if next_ms is None else max(0.01, (next_ms - now_ms) / 1000)
-                await self._changed.wait(changed, timeout_s)
+            try:
+                await self._work()
+            except RpcError:
+                # The store does not take writes now; what is queued waits as it is.
+                await asyncio.sleep(DELAY_MS_FIRST / 1000)
+
+    async def _work(self) -> None:
+        """One round: whatever is due now, or waiting until something is."""
+        changed = self._changed.next()
+        now_ms = self._site.clock.wall_ms()
+        if self._returned.is_set():
+            await self._store.write("wake", applications.wake(self._site.here, now_ms))
+            self._returned.clear()
+        due = await self._store.read(
+            applications.due(self._site.here, now_ms, DELAY_MS_MAX, ATTEMPTS_AT_ONCE_MAX)
+        )
+        if due:
+            async with asyncio.TaskGroup() as tasks:
+                for row in due:
+                    tasks.create_task(self._attempt(row))
+            return
+        next_ms = await self._store.read(applications.next_due_ms(self._site.here))
+        timeout_s = None if next_ms is None else max(0.01, (next_ms - now_ms) / 1000)
+        await self._changed.wait(changed, timeout_s)
 
     def _on_change(self, _center: str, reachable: bool) -> None:
         if reachable:

@@ -12,7 +12,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,10 @@ def state_of(pid: int) -> str:
     if not Path("/proc/self/stat").exists():
         return "?"
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def environment_of(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def is_stopped(pid: int) -> bool:
@@ -283,6 +287,20 @@ class TestUp:
         token = settings.operator_token_file.read_text().strip()
         assert token == mesh_file.operator_token(meshes.state_dir)
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    async def test_the_environment_cannot_override_the_mesh_or_leak_a_password(
+        self, meshes: Meshes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DUOHUO_CENTER", "z")
+        monkeypatch.setenv("DUOHUO_PASSWORD", "a user's")
+        monkeypatch.setenv("DUOHUO_LOG_LEVEL", "debug")
+        mesh = await meshes.make("a").start()
+        for pid in pids(mesh):
+            inherited = environment_of(pid)
+            names = {variable.partition(b"=")[0] for variable in inherited}
+            assert names.isdisjoint({b"DUOHUO_CENTER", b"DUOHUO_PASSWORD"})
+            assert b"DUOHUO_LOG_LEVEL=debug" in inherited
+
     async def test_split_gives_every_role_its_process(self, meshes: Meshes) -> None:
         mesh = await meshes.make(split=True).start()
         roles = {"gateway", "account", "session", "transfer"}
@@ -320,6 +338,28 @@ class TestUp:
         await mesh.stop()
         await asking
         await meshes.make().start()
+
+    async def test_nobody_needs_to_read_the_announcement(
+        self, meshes: Meshes, stand_in: list[str]
+    ) -> None:
+        def announce(_: MeshView) -> None:
+            raise BrokenPipeError
+
+        running = asyncio.create_task(
+            supervisor.run(
+                ["a"],
+                meshes.state_dir,
+                meshes.port_base,
+                0,
+                False,
+                announce,
+                serve_command=stand_in,
+            )
+        )
+        await eventually((meshes.state_dir / "mesh.json").exists, "the mesh is up")
+        assert (await meshes.ask("center pause", center="a"))["centers"] == {"a": "paused"}
+        await meshes.ask("stop")
+        assert await running == 0
 
 
 class TestStartErrors:
@@ -665,9 +705,9 @@ class TestLinks:
 
 
 @pytest.fixture
-def main(
+async def main(
     state_dir: Path, port_base: int, stand_in: list[str]
-) -> Iterator[Callable[[], Awaitable[asyncio.subprocess.Process]]]:
+) -> AsyncIterator[Callable[[], Awaitable[asyncio.subprocess.Process]]]:
     """Starts a supervisor in its own process."""
     started: list[asyncio.subprocess.Process] = []
 
@@ -689,6 +729,7 @@ def main(
     for process in started:
         if process.returncode is None:
             process.kill()
+        await process.communicate()
 
 
 async def pids_of(process: asyncio.subprocess.Process) -> list[int]:
@@ -723,7 +764,7 @@ class TestProcess:
         process = await main()
         children = await pids_of(process)
         process.kill()
-        await process.wait()
+        await process.communicate()
         await eventually(lambda: not any(is_alive(pid) for pid in children), "all children end")
         with pytest.raises(NoMesh, match="is gone"):
             mesh_file.read(state_dir)

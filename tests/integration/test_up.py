@@ -81,6 +81,7 @@ def test_wiping_jetstream_loses_nothing_and_needs_nobody(tmp_path: Path) -> None
 def test_a_port_in_use_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     base = free_port_base()
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", base + 100))
         taken.listen()
         done = _up(tmp_path / "state", base)

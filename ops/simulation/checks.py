@@ -1,0 +1,245 @@
+"""The guarantees by name, checked against what is on the disks and what the users were told."""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+
+from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_EXPIRED,
+    APPLICATION_STATE_FAILED,
+    APPLICATION_STATE_SUCCEEDED,
+    TRANSFER_STATE_CREDITED,
+    Application,
+)
+from ops.simulation.history import History, Operation, Outcome
+from ops.simulation.world import World, stored_form
+from ops.simulation.workload import Workload
+from runtime.ids import account_slot
+
+CREDIT, DEBIT, REFUND, TRANSFER = 4, 3, 5, 2
+_ENDS = {
+    APPLICATION_STATE_SUCCEEDED,
+    APPLICATION_STATE_FAILED,
+    APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_EXPIRED,
+}
+
+
+def during(world: World) -> Iterator[str]:
+    """What must hold at every instant, faults or not."""
+    claims: dict[str, set[str]] = defaultdict(set)
+    debited: dict[tuple[str, str], int] = {}
+    credited: dict[tuple[str, str], int] = {}
+    for name, center in world.centers.items():
+        for identifier, account in center.disk.rows(
+            "account", "SELECT identifier, account_id FROM account"
+        ):
+            claims[identifier].add(account)
+        for currency, total in center.disk.rows(
+            "transfer",
+            "SELECT currency, sum(balance) FROM ledger_account WHERE center = ? GROUP BY currency",
+            name,
+        ):
+            if total:
+                yield f"CONSERVE: the books of {name} are off by {total} {currency}"
+        for account, balance in center.disk.rows(
+            "transfer",
+            "SELECT account_id, balance_after FROM entry"
+            " WHERE balance_after < 0 AND account_id NOT LIKE '%.%'",
+        ):
+            yield f"NO-OVERDRAFT: {account} had {balance} at {name}"
+        for kind, found in ((DEBIT, debited), (CREDIT, credited)):
+            rows = center.disk.rows(
+                "transfer",
+                "SELECT transfer_id, account_id, minor_units FROM entry WHERE kind = ?"
+                " AND center = ? AND account_id LIKE 'transit.%'",
+                kind,
+                name,
+            )
+            for transfer, account, amount in rows:
+                key = transfer, account
+                if key in found:
+                    yield f"ONCE: transfer {transfer} was booked twice at {account}"
+                found[key] = abs(amount)
+    for identifier, accounts in claims.items():
+        if len(accounts) > 1:
+            yield f"UNIQUE: {len(accounts)} accounts have the identifier of {identifier}"
+    debits = {transfer: amount for (transfer, _), amount in debited.items()}
+    for (transfer, account), amount in credited.items():
+        if debits.get(transfer) != amount:
+            yield f"CONSERVE: {account} credited transfer {transfer} without its debit"
+
+
+def after(world: World, workload: Workload, history: History) -> Iterator[str]:
+    """What must hold once everything has healed and settled."""
+    yield from during(world)
+    yield from _money(world, workload, history)
+    yield from _accounts(world, workload, history)
+    yield from _balances_read(world, workload, history)
+
+
+def _money(world: World, workload: Workload, history: History) -> Iterator[str]:
+    """ONCE, DURABLE, CONSERVE, FENCE on every transfer, application and deposit."""
+    outcome: dict[str, int] = {}
+    moved: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    transit_total = users_total = 0
+    for name, center in world.centers.items():
+        for account, kind, transfer, amount in center.disk.rows(
+            "transfer",
+            "SELECT account_id, kind, transfer_id, minor_units FROM entry WHERE center = ?",
+            name,
+        ):
+            slot = account_slot(account)
+            if slot is None:
+                continue
+            if world.placement.home(slot) != name:
+                yield f"FENCE: {name}, not home of {account}, booked {transfer}"
+            moved[transfer].append((kind, amount))
+        for transfer, state in center.disk.rows(
+            "transfer", "SELECT transfer_id, state FROM transfer"
+        ):
+            outcome[transfer] = state
+        (sums,) = center.disk.rows(
+            "transfer",
+            "SELECT coalesce(sum(CASE WHEN account_id LIKE 'transit.%' THEN balance END), 0),"
+            " coalesce(sum(CASE WHEN account_id NOT LIKE '%.%' THEN balance END), 0)"
+            " FROM ledger_account WHERE center = ?",
+            name,
+        )
+        transit_total += sums[0]
+        users_total += sums[1]
+    deposited = sum(one.facts["amount"] for one in history.of("deposit", Outcome.OK))
+    if (transit_total, users_total) != (0, deposited):
+        yield (
+            f"CONSERVE: users hold {users_total} of {deposited} deposited,"
+            f" {transit_total} still in transit"
+        )
+    for transfer, entries in moved.items():
+        if not transfer.startswith("deposit-") and sum(amount for _, amount in entries) != 0:
+            yield f"ONCE: transfer {transfer} moved {sorted(entries)}"
+    for one in history.of("transfer"):
+        yield from _told(one, outcome.get(one.facts["id"]), moved.get(one.facts["id"], []))
+    yield from _applications(world, workload, history, moved)
+
+
+def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> Iterator[str]:
+    """Was a user told the truth about a real-time transfer?"""
+    effective = state == TRANSFER_STATE_CREDITED
+    if one.outcome is Outcome.OK and state is None:
+        yield f"DURABLE: {one} left no trace"
+    if one.outcome is Outcome.OK and not effective and one.result.state == TRANSFER_STATE_CREDITED:
+        yield f"DURABLE: {one} did not stay"
+    if one.outcome is Outcome.REFUSED and entries and effective:
+        yield f"ONCE: {one} but it moved {entries}"
+
+
+def _applications(
+    world: World,
+    workload: Workload,
+    history: History,
+    moved: dict[str, list[tuple[int, int]]],
+) -> Iterator[str]:
+    ends: dict[str, set[int]] = defaultdict(set)
+    transfers: dict[str, str] = {}
+    for center in world.centers.values():
+        for identifier, transfer, message in center.disk.rows(
+            "transfer", "SELECT application_id, transfer_id, message FROM application"
+        ):
+            ends[identifier].add(Application.FromString(message).state)
+            transfers[identifier] = transfer
+    for identifier, states in ends.items():
+        if len(states) > 1 or not states <= _ENDS:
+            yield f"ONCE: application {identifier} is in states {sorted(states)}"
+        took_effect = any(amount < 0 for _, amount in moved.get(transfers[identifier], [])) and (
+            not any(kind == REFUND for kind, _ in moved[transfers[identifier]])
+        )
+        if took_effect is not (states == {APPLICATION_STATE_SUCCEEDED}):
+            yield f"ONCE: application {identifier} ended as {sorted(states)}, moved: {took_effect}"
+    for user in workload.users:
+        for identifier in user.applications:
+            if identifier not in ends:
+                yield f"DURABLE: the accepted application {identifier} is gone"
+    for one in history.of("cancel", Outcome.OK):
+        if ends[one.facts["application"]] != {APPLICATION_STATE_CANCELLED}:
+            yield f"ONCE: {one} but it ended as {ends[one.facts['application']]}"
+
+
+def _accounts(world: World, workload: Workload, history: History) -> Iterator[str]:
+    """DURABLE and MONOTONE on accounts, profiles and passwords."""
+    for user in workload.users:
+        registered = [
+            one
+            for one in history.of("register", Outcome.OK)
+            if one.user == user.number
+        ]
+        if not registered:
+            continue
+        edits = [one for one in history.of("edit") if one.user == user.number]
+        changes = [one for one in history.of("change password") if one.user == user.number]
+        for name, center in world.centers.items():
+            rows = center.disk.rows(
+                "account",
+                "SELECT a.account_id, password_hash, value FROM account a"
+                " JOIN credential c USING (account_id)"
+                " JOIN profile_field p ON p.account_id = a.account_id AND p.name = 'display_name'"
+                " WHERE identifier = ?",
+                user.identifier,
+            )
+            if not rows or rows[0][0] != registered[0].result.account_id:
+                yield f"DURABLE: {name} does not have the account of user {user.number}"
+                continue
+            possible = _last_writes(edits, "value", "0")
+            if rows[0][2] not in possible:
+                yield f"MONOTONE: user {user.number} has profile {rows[0][2]} at {name}, not {possible}"
+            possible = _last_writes(changes, "new", stored_form(f"secret-{user.number}"))
+            if rows[0][1] not in possible:
+                yield f"MONOTONE: user {user.number} has an old password at {name}"
+
+
+def _last_writes(writes: list[Operation], fact: str, initial: str) -> set[str]:
+    """What one client's own writes, one after another, may have left."""
+    possible = {initial}
+    for write in writes:
+        if write.outcome is Outcome.OK:
+            possible = {write.facts[fact]}
+        elif write.outcome is Outcome.UNKNOWN and fact in write.facts:
+            possible.add(write.facts[fact])
+    return possible
+
+
+def _balances_read(world: World, workload: Workload, history: History) -> Iterator[str]:
+    """Each account's ledger is linearizable: a read at home shows a state between what was finished
+    before it began and what was begun before it ended. The ledger's own numbers are the order."""
+    for user in workload.users:
+        if not user.account_id:
+            continue
+        home = world.centers[world.placement.home(account_slot(user.account_id) or 0)]
+        rows = home.disk.rows(
+            "transfer",
+            "SELECT number, transfer_id, balance_after FROM entry WHERE account_id = ?"
+            " ORDER BY number",
+            user.account_id,
+        )
+        balances = [0, *(row[2] for row in rows)]
+        number_of = {row[1]: row[0] for row in reversed(rows)}
+        finished = sorted(
+            (one.end_s, number_of[key])
+            for one in history.operations
+            if one.user == user.number
+            and one.outcome is Outcome.OK
+            and one.kind in ("transfer", "deposit")
+            for key in [_entry_key(one)]
+            if key in number_of
+        )
+        for read in history.of("balance", Outcome.OK):
+            if read.user != user.number or read.result.stale:
+                continue
+            position = bisect_left(finished, (read.start_s, 0))
+            earliest = max((number for _, number in finished[:position]), default=0)
+            if read.result.balance.minor_units not in balances[earliest:]:
+                yield f"LINEAR: {read} read {read.result.balance.minor_units}"
+
+
+def _entry_key(one: Operation) -> str:
+    return f"deposit-{one.user}" if one.kind == "deposit" else str(one.facts.get("id", ""))

@@ -1,0 +1,68 @@
+"""Real SQLite files under a simulated crash: they keep exactly what was committed."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from runtime.store import SqliteStore, Unit, run_batch
+
+COMMIT_S_MAX = 0.004
+
+
+class DiskFullError(sqlite3.OperationalError):
+    """What SQLite raises when there is no room."""
+
+    sqlite_errorname = "SQLITE_FULL"
+
+
+class SimulatedDisk:
+    """The disk of one center. It outlives the center's processes."""
+
+    def __init__(self, directory: Path, random: Random) -> None:
+        self.full = False
+        self.slow_s = 0.0
+        self._directory = directory
+        self._random = random
+        self._open: dict[str, sqlite3.Connection] = {}
+        directory.mkdir(parents=True)
+
+    def store(self, name: str, schema: str) -> SqliteStore:
+        """The product's own store, with its batches run in place after a simulated delay."""
+        connection = self._connect(name)
+        connection.executescript(schema)
+
+        async def hop(units: list[Unit[Any]]) -> list[Any]:
+            await self._delay()
+            if self.full:
+                raise DiskFullError("database or disk is full")
+            outcomes = run_batch(connection, units)
+            # Committed; a crash from here on loses the answers, not the effect.
+            await self._delay()
+            return outcomes
+
+        return SqliteStore(hop, connection)
+
+    def crash(self) -> None:
+        """Closes the files without a word, as a killed process does."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+    def rows(self, name: str, sql: str, *values: Any) -> list[Any]:
+        """What is on the disk now, for checks."""
+        return self._connect(name).execute(sql, values).fetchall()
+
+    def _connect(self, name: str) -> sqlite3.Connection:
+        if name not in self._open:
+            connection = sqlite3.connect(self._directory / f"{name}.db", isolation_level=None)
+            # Power loss is not simulated below SQLite, so syncing would only cost time.
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("PRAGMA journal_mode=MEMORY")
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._open[name] = connection
+        return self._open[name]
+
+    async def _delay(self) -> None:
+        await asyncio.sleep(self._random.random() * (COMMIT_S_MAX + self.slow_s))

@@ -1,0 +1,151 @@
+"""What goes wrong, and when: all of it from the seed, and all of it healed in the end."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+from ops.simulation.history import History
+from ops.simulation.world import World
+
+
+class Nemesis:
+    """Breaks things for a while, one after another and at the same time, then heals everything."""
+
+    def __init__(self, world: World, history: History) -> None:
+        self._world = world
+        self._history = history
+        self._random = Random(f"faults {world.seed}")
+        self._names = list(world.centers)
+        conditions = world.network.conditions
+        # Each seed has its own mix: one with every fault at once would never reach deep states.
+        conditions.lose = self._random.choice((0.0, 0.0, 0.01, 0.05))
+        conditions.duplicate = self._random.choice((0.0, 0.02, 0.1))
+        conditions.slow = self._random.choice((0.0, 0.01, 0.05))
+        for center in world.centers.values():
+            center.clock.rate = 1 + self._random.choice((0.0, 0.0, 1e-4, -1e-4, 1e-2))
+            center.clock.offset_ms = self._random.choice((0, 0, 0, 300, -300, 600_000, -600_000))
+            center.broker.forgetful = self._random.choice((0.0, 0.0, 0.05))
+            center.broker.repeating = self._random.choice((0.0, 0.05))
+        self._faults: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self._crash,
+            self._crash,
+            self._cut,
+            self._cut,
+            self._cut_one_way,
+            self._wipe_bus,
+            self._stop_bus,
+            self._jump_clock,
+            self._fill_disk,
+            self._slow_disk,
+            self._away_for_long,
+        )
+
+    async def run(self, until_s: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while self._world.loop.time() < until_s:
+                await asyncio.sleep(self._random.expovariate(1 / 5.0))
+                if self._world.loop.time() < until_s:
+                    tasks.create_task(self._random.choice(self._faults)())
+        self._heal()
+
+    def _heal(self) -> None:
+        self._tell("everything heals")
+        conditions = self._world.network.conditions
+        conditions.cut.clear()
+        conditions.lose = conditions.duplicate = conditions.slow = 0.0
+        for name, center in self._world.centers.items():
+            center.disk.full, center.disk.slow_s = False, 0.0
+            center.broker.up = True
+            center.broker.forgetful = center.broker.repeating = 0.0
+            if not center.alive:
+                self._world.start(name)
+
+    def _tell(self, what: str) -> None:
+        self._history.events.append((self._world.loop.time(), what))
+        self._world.loop.note(what)
+
+    def _center(self) -> str:
+        return self._random.choice(self._names)
+
+    async def _lasts(self, mean_s: float) -> None:
+        await asyncio.sleep(self._random.expovariate(1 / mean_s))
+
+    async def _crash(self) -> None:
+        name = self._center()
+        center = self._world.centers[name]
+        if not center.alive:
+            return
+        self._tell(f"center {name} is killed")
+        self._world.kill(name)
+        await self._lasts(3)
+        if not center.alive:
+            self._tell(f"center {name} starts again")
+            self._world.start(name)
+
+    async def _away_for_long(self) -> None:
+        name = self._center()
+        center = self._world.centers[name]
+        if not center.alive:
+            return
+        self._tell(f"center {name} goes away for long, its bus too")
+        self._world.kill(name)
+        center.broker.up = False
+        await self._lasts(30)
+        center.broker.up = True
+        if not center.alive:
+            self._tell(f"center {name} comes back")
+            self._world.start(name)
+
+    async def _cut(self) -> None:
+        first, second = self._random.sample(self._names, 2)
+        await self._cut_pairs({(first, second), (second, first)}, f"{first} and {second}")
+
+    async def _cut_one_way(self) -> None:
+        first, second = self._random.sample(self._names, 2)
+        await self._cut_pairs({(first, second)}, f"{first} to {second}, one way")
+
+    async def _cut_pairs(self, pairs: set[tuple[str, str]], what: str) -> None:
+        cut = self._world.network.conditions.cut
+        self._tell(f"the link {what} is cut")
+        cut |= pairs
+        await self._lasts(8)
+        cut -= pairs
+        self._tell(f"the link {what} is whole again")
+
+    async def _wipe_bus(self) -> None:
+        name = self._center()
+        self._tell(f"the bus of {name} loses everything")
+        self._world.centers[name].broker.wipe()
+
+    async def _stop_bus(self) -> None:
+        name = self._center()
+        broker = self._world.centers[name].broker
+        self._tell(f"the bus of {name} stops")
+        broker.up = False
+        await self._lasts(5)
+        broker.up = True
+        self._tell(f"the bus of {name} runs")
+
+    async def _jump_clock(self) -> None:
+        name = self._center()
+        jump_ms = self._random.choice((-600_000, -5_000, 5_000, 600_000))
+        self._tell(f"the clock of {name} jumps by {jump_ms} ms")
+        self._world.centers[name].clock.offset_ms += jump_ms
+
+    async def _fill_disk(self) -> None:
+        name = self._center()
+        disk = self._world.centers[name].disk
+        self._tell(f"the disk of {name} is full")
+        disk.full = True
+        await self._lasts(4)
+        disk.full = False
+        self._tell(f"the disk of {name} has room")
+
+    async def _slow_disk(self) -> None:
+        name = self._center()
+        disk = self._world.centers[name].disk
+        self._tell(f"the disk of {name} is slow")
+        disk.slow_s = self._random.choice((0.05, 0.5))
+        await self._lasts(5)
+        disk.slow_s = 0.0

@@ -1,0 +1,155 @@
+"""One seed, from start to verdict; and many seeds, on all cores."""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ops import verify
+from ops.simulation import checks
+from ops.simulation.faults import Nemesis
+from ops.simulation.history import History, Outcome
+from ops.simulation.loop import Incarnation, SimulatedLoop
+from ops.simulation.workload import Workload
+from ops.simulation.world import World
+
+USERS = 6
+CHECK_INTERVAL_S = 5.0
+SETTLE_S_MAX = 300.0
+"""Within so much simulated time after the last fault all is the same everywhere and decided."""
+TIMELINE_LINES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What to simulate, besides the seed."""
+
+    centers: int = 3
+    minutes: float = 1.0
+
+
+@dataclass(slots=True)
+class Result:
+    """What one seed showed."""
+
+    seed: int
+    broken: list[str]
+    digest: str
+    simulated_s: float
+    settled_s: float
+    took_s: float
+    operations: dict[str, int]
+    reached: dict[str, int]
+    timeline: list[str] = field(default_factory=list)
+
+
+def run_seed(seed: int, setup: Setup) -> Result:
+    """Runs one seed in this thread."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    started = time.perf_counter()
+    directory = Path(tempfile.mkdtemp(prefix="duohuo-simulate-", dir=_memory()))
+    loop = SimulatedLoop(str(seed))
+    asyncio.set_event_loop(loop)
+    try:
+        history = History()
+        world = World(str(seed), [chr(97 + i) for i in range(setup.centers)], loop, directory)
+        workload = Workload(world, history, USERS)
+        settled_s = loop.run(_scenario(world, workload, history, setup))
+        broken = list(dict.fromkeys(history.broken))
+        return Result(
+            seed,
+            broken,
+            loop.digest,
+            loop.time(),
+            settled_s,
+            time.perf_counter() - started,
+            {
+                outcome.value: sum(1 for one in history.operations if one.outcome is outcome)
+                for outcome in Outcome
+            },
+            world.network.counts,
+            _timeline(history) if broken else [],
+        )
+    finally:
+        for center in world.centers.values():
+            center.disk.crash()
+        asyncio.set_event_loop(None)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run_seeds(seeds: range, setup: Setup, processes: int) -> Iterator[Result]:
+    """Runs many seeds, in as many processes, and yields results in order."""
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(partial(run_seed, setup=setup), seeds, chunksize=1)
+
+
+async def _scenario(world: World, workload: Workload, history: History, setup: Setup) -> float:
+    """Users and faults, then healing; returns how long it took to settle."""
+    for name in world.centers:
+        world.start(name)
+    await asyncio.sleep(1)
+    until_s = world.loop.time() + setup.minutes * 60
+    clients = Incarnation(world.loop, "clients")
+    nemesis = Nemesis(world, history)
+    async with asyncio.TaskGroup() as tasks:
+        checking = tasks.create_task(_check_for_ever(world, history))
+        users = [clients.spawn(workload.run(user, until_s)) for user in workload.users]
+        await nemesis.run(until_s)
+        healed_s = world.loop.time()
+        await asyncio.gather(*users)
+        await _settle(world, history)
+        checking.cancel()
+    history.broken += checks.after(world, workload, history)
+    history.broken += [f"CRASH: {crash}" for crash in world.crashes]
+    history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
+    return world.loop.time() - healed_s
+
+
+async def _check_for_ever(world: World, history: History) -> None:
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        history.broken += checks.during(world)
+
+
+async def _settle(world: World, history: History) -> None:
+    """CONVERGE: waits until all centers agree and nothing is open."""
+    deadline_s = world.loop.time() + SETTLE_S_MAX
+    names = list(world.centers)
+    while True:
+        report = verify.judge(await world.facts(), names)
+        still_open = sum(
+            center.disk.rows(
+                "transfer", "SELECT count(*) FROM application WHERE state IN (1, 2)"
+            )[0][0]
+            for center in world.centers.values()
+        )
+        if report.passed and not still_open:
+            break
+        if world.loop.time() > deadline_s:
+            history.broken.append(f"CONVERGE: {still_open} applications open; {report.text()}")
+            break
+        await asyncio.sleep(1)
+    for name, center in world.centers.items():
+        for role in ("account", "session", "transfer"):
+            parked = center.disk.rows(role, "SELECT source, topic, seq, reason FROM parked")
+            history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
+
+
+def _timeline(history: History) -> list[str]:
+    lines = [(when, f"{when:9.3f} s  -- {what}") for when, what in history.events]
+    lines += [(one.start_s, str(one)) for one in history.operations]
+    return [line for _, line in sorted(lines)]
+
+
+def _memory() -> str | None:
+    """A directory in memory, where there is one: the disks of a simulation are thrown away."""
+    shared = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
+    return str(shared) if shared.is_dir() else None

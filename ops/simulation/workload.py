@@ -1,0 +1,373 @@
+"""What users do: every public RPC, some users far more than others, retrying what may have run.
+
+Each user is one client that does one thing after another, at any gateway, and carries the causal token
+from call to call as our own client does.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from duohuo.internal.v1.peer_services_pb2 import BookDepositRequest, BookDepositResponse
+from duohuo.v1.account_service_pb2 import (
+    Account,
+    ChangePasswordRequest,
+    ChangePasswordResponse,
+    GetAccountRequest,
+    Profile,
+    RegisterRequest,
+    UpdateProfileRequest,
+)
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.session_service_pb2 import (
+    ListSessionsRequest,
+    ListSessionsResponse,
+    LoginRequest,
+    LogoutRequest,
+    LogoutResponse,
+    RevokeSessionsRequest,
+    RevokeSessionsResponse,
+    Session,
+)
+from duohuo.v1.transfer_service_pb2 import (
+    Application,
+    ApplyTransferRequest,
+    Balance,
+    CancelApplicationRequest,
+    GetBalanceRequest,
+    ListApplicationsRequest,
+    ListApplicationsResponse,
+    ListEntriesRequest,
+    ListEntriesResponse,
+    TransferRequest,
+    TransferResult,
+)
+from ops.simulation.history import History, Operation, Outcome
+from ops.simulation.world import SeededIds, World, stored_form
+from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
+from runtime.errors import RpcError
+from runtime.methods import method, peer_method
+from runtime.placement import slot_of
+
+M = TypeVar("M", bound=Message)
+CALL_TIMEOUT_S = 5.0
+ATTEMPTS_MAX = 5
+CURRENCY = "CNY"
+SECRETS = ("secret-", "@example.com")
+_BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
+
+
+@dataclass(slots=True)
+class User:
+    """What one user's client knows."""
+
+    number: int
+    identifier: str
+    password: str
+    account_id: str = ""
+    token: str = ""
+    causal: str = ""
+    edits: int = 0
+    maybe_passwords: list[str] = field(default_factory=list)
+    applications: list[str] = field(default_factory=list)
+
+
+class Workload:
+    """The users of one simulated mesh."""
+
+    def __init__(self, world: World, history: History, users: int) -> None:
+        self._world = world
+        self._history = history
+        self._random = Random(f"workload {world.seed}")
+        self._ids = SeededIds(world.loop, self._random)
+        self.users = [
+            User(number, f"user{number}@example.com", f"secret-{number}") for number in range(users)
+        ]
+
+    async def run(self, user: User, until_s: float) -> None:
+        """One user's doings, from registration until the time is up."""
+        think_s = 0.4 * 1.6**user.number
+        while not user.account_id:
+            await self._register(user)
+            await self._think(think_s)
+        await self._deposit(user, 1000)
+        actions = (
+            *(self._transfer,) * 6,
+            *(self._apply,) * 3,
+            *(self._login,) * 4,
+            *(self._edit,) * 3,
+            *(self._balance,) * 3,
+            *(self._look,) * 1,
+            *(self._change_password,) * 1,
+            *(self._cancel,) * 1,
+            *(self._leave,) * 1,
+        )
+        while self._world.loop.time() < until_s:
+            if not user.token:
+                await self._login(user)
+            else:
+                await self._random.choice(actions)(user)
+            await self._think(think_s)
+
+    async def _think(self, mean_s: float) -> None:
+        await asyncio.sleep(self._random.expovariate(1 / mean_s))
+
+    def _gateway(self) -> str:
+        return self._random.choice(list(self._world.centers))
+
+    def _begin(self, kind: str, user: User, **facts: Any) -> Operation:
+        operation = Operation(kind, user.number, facts, self._world.loop.time())
+        self._history.operations.append(operation)
+        return operation
+
+    async def _call(
+        self,
+        operation: Operation,
+        user: User,
+        path: str,
+        request: Message,
+        response_type: type[M],
+        *,
+        only_at: str | None = None,
+    ) -> M | None:
+        """Calls, and asks again elsewhere with the same id while it may have run."""
+        may_have_run = False
+        for attempt in range(ATTEMPTS_MAX):
+            center = only_at or self._gateway()
+            try:
+                reply = await self._once(center, user, path, request)
+            except RpcError as error:
+                operation.reason = error.reason
+                self._examine(operation, error)
+                may_have_run = may_have_run or error.ran
+                again = error.ran or error.code.name in ("UNAVAILABLE", "ABORTED")
+                if error.reason in ("RELOGIN_REQUIRED", "SESSION_INVALID"):
+                    user.token = ""
+                    if await self._login(user):
+                        continue
+                if again and not only_at and attempt < ATTEMPTS_MAX - 1:
+                    await self._think(0.3)
+                    continue
+                operation.outcome = Outcome.UNKNOWN if may_have_run else Outcome.REFUSED
+                break
+            else:
+                operation.outcome, operation.reason = Outcome.OK, ""
+                operation.result = response_type.FromString(reply.payload)
+                user.causal = reply.metadata.get(CAUSAL, user.causal)
+                operation.facts["served_by"] = reply.metadata.get(SERVED_BY, "")
+                break
+        operation.end_s = self._world.loop.time()
+        self._world.loop.note(str(operation))
+        return operation.result if operation.outcome is Outcome.OK else None
+
+    async def _once(self, center: str, user: User, path: str, request: Message) -> Any:
+        metadata = {AUTHORIZATION: f"Bearer {user.token}"} if user.token else {}
+        if user.causal:
+            metadata[CAUSAL] = user.causal
+        endpoint = self._world.network.connect("client", f"gateway {center}")
+        called = method(f"/duohuo.v1.{path}")
+        return await endpoint.unary(
+            Call(called, request.SerializeToString(), CALL_TIMEOUT_S, metadata)
+        )
+
+    def _examine(self, operation: Operation, error: RpcError) -> None:
+        """CLEAR and PRIVATE, on every error."""
+        if not error.reason or not error.message or error.reason == "INTERNAL":
+            self._history.broken.append(f"CLEAR: {operation} was answered {error}")
+        text = f"{error.message} {error.advice} {dict(error.details)}"
+        if any(secret in text for secret in SECRETS):
+            self._history.broken.append(f"PRIVATE: {operation} was answered {error}")
+
+    async def _register(self, user: User) -> None:
+        operation = self._begin("register", user, identifier=user.identifier)
+        request = RegisterRequest(
+            identifier=user.identifier,
+            password=user.password,
+            display_name="0",
+            request_id=f"register-{user.number}",
+        )
+        account = await self._call(operation, user, "AccountService/Register", request, Account)
+        if account is not None:
+            user.account_id = account.account_id
+
+    async def _deposit(self, user: User, amount: int) -> None:
+        """An operator's deposit at the account's home, repeated until it is certain."""
+        operation = self._begin("deposit", user, amount=amount)
+        home = self._world.placement.home(slot_of(user.identifier))
+        request = BookDepositRequest(
+            deposit_id=f"deposit-{user.number}",
+            account_id=user.account_id,
+            amount=Money(currency_code=CURRENCY, minor_units=amount),
+        )
+        call = Call(_BOOK_DEPOSIT, request.SerializeToString(), CALL_TIMEOUT_S)
+        while operation.outcome is not Outcome.OK:
+            try:
+                reply = await self._world.network.connect("client", home).unary(call)
+                operation.result = BookDepositResponse.FromString(reply.payload)
+                operation.outcome = Outcome.OK
+            except RpcError as error:
+                self._examine(operation, error)
+                await self._think(0.5)
+        operation.end_s = self._world.loop.time()
+
+    async def _login(self, user: User) -> bool:
+        """LOGIN: a living center that has the account and this password lets the user in."""
+        name = self._gateway()
+        center = self._world.centers[name]
+        process = center.process
+        must_work = center.alive and not center.disk.full and self._has_copy(name, user)
+        operation = self._begin("login", user, center=name, copied=must_work)
+        request = LoginRequest(
+            identifier=user.identifier, password=user.password, device="simulated"
+        )
+        session = await self._call(
+            operation, user, "SessionService/Login", request, Session, only_at=name
+        )
+        if session is not None:
+            user.token = session.token
+            return True
+        if must_work and process is center.process and center.alive and not center.disk.full:
+            self._history.broken.append(f"LOGIN: {operation}")
+        if operation.reason == "BAD_CREDENTIALS":
+            for maybe in user.maybe_passwords:
+                user.password, user.maybe_passwords = maybe, [user.password]
+                break
+        return False
+
+    def _has_copy(self, center: str, user: User) -> bool:
+        if not self._world.network.serves(f"gateway {center}"):
+            return False
+        rows = self._world.centers[center].disk.rows(
+            "account",
+            "SELECT password_hash FROM account JOIN credential USING (account_id)"
+            " WHERE identifier = ?",
+            user.identifier,
+        )
+        return bool(rows) and rows[0][0] == stored_form(user.password)
+
+    async def _transfer(self, user: User) -> None:
+        payee = self._payee(user)
+        amount = self._random.choice((1, 10, 50, 200, 900))
+        operation = self._begin(
+            "transfer", user, id=self._ids.unique(), payee=payee.number, amount=amount
+        )
+        request = TransferRequest(
+            transfer_id=operation.facts["id"],
+            payer_account_id=user.account_id,
+            amount=Money(currency_code=CURRENCY, minor_units=amount),
+        )
+        if payee.account_id and self._random.random() < 0.5:
+            request.payee_account_id = payee.account_id
+        else:
+            request.payee_identifier = payee.identifier
+        await self._call(
+            operation, user, "TransferService/Transfer", request, TransferResult
+        )
+
+    async def _apply(self, user: User) -> None:
+        payee = self._payee(user)
+        amount = self._random.choice((5, 100, 700))
+        operation = self._begin(
+            "apply", user, id=self._ids.unique(), payee=payee.number, amount=amount
+        )
+        request = ApplyTransferRequest(
+            transfer_id=operation.facts["id"],
+            payer_account_id=user.account_id,
+            payee_identifier=payee.identifier,
+            amount=Money(currency_code=CURRENCY, minor_units=amount),
+        )
+        found = await self._call(
+            operation, user, "TransferService/ApplyTransfer", request, Application
+        )
+        if found is not None:
+            user.applications.append(found.application_id)
+
+    async def _cancel(self, user: User) -> None:
+        if not user.applications:
+            return
+        wanted = user.applications[-1]
+        operation = self._begin("cancel", user, application=wanted)
+        request = CancelApplicationRequest(application_id=wanted)
+        await self._call(
+            operation, user, "TransferService/CancelApplication", request, Application
+        )
+
+    async def _edit(self, user: User) -> None:
+        user.edits += 1
+        operation = self._begin("edit", user, value=str(user.edits))
+        request = UpdateProfileRequest(
+            account_id=user.account_id,
+            profile=Profile(display_name=str(user.edits)),
+            update_mask=FieldMask(paths=["display_name"]),
+            request_id=f"edit-{user.number}-{user.edits:04d}",
+        )
+        await self._call(operation, user, "AccountService/UpdateProfile", request, Account)
+
+    async def _change_password(self, user: User) -> None:
+        new = f"secret-{user.number}-{self._ids.unique()[-6:]}"
+        operation = self._begin("change password", user)
+        request = ChangePasswordRequest(
+            account_id=user.account_id,
+            old_password=user.password,
+            new_password=new,
+            request_id=self._ids.unique(),
+        )
+        await self._call(
+            operation, user, "AccountService/ChangePassword", request, ChangePasswordResponse
+        )
+        operation.facts["new"] = stored_form(new)
+        if operation.outcome is Outcome.OK:
+            user.password, user.maybe_passwords = new, []
+        elif operation.outcome is Outcome.UNKNOWN:
+            user.maybe_passwords.append(new)
+
+    async def _balance(self, user: User) -> None:
+        operation = self._begin("balance", user)
+        request = GetBalanceRequest(account_id=user.account_id)
+        await self._call(operation, user, "TransferService/GetBalance", request, Balance)
+
+    async def _look(self, user: User) -> None:
+        """The reads that change nothing: they must only be clear when they fail."""
+        account, payer = user.account_id, user.account_id
+        for kind, request, answer in (
+            ("AccountService/GetAccount", GetAccountRequest(account_id=account), Account),
+            (
+                "SessionService/ListSessions",
+                ListSessionsRequest(account_id=account),
+                ListSessionsResponse,
+            ),
+            (
+                "TransferService/ListApplications",
+                ListApplicationsRequest(payer_account_id=payer),
+                ListApplicationsResponse,
+            ),
+            (
+                "TransferService/ListEntries",
+                ListEntriesRequest(account_id=account),
+                ListEntriesResponse,
+            ),
+        ):
+            await self._call(self._begin("look", user), user, kind, request, answer)
+
+    async def _leave(self, user: User) -> None:
+        """Logs out, or ends all sessions."""
+        token = user.token
+        if self._random.random() < 0.5:
+            operation = self._begin("logout", user, token=token)
+            await self._call(
+                operation, user, "SessionService/Logout", LogoutRequest(token=token), LogoutResponse
+            )
+        else:
+            operation = self._begin("revoke", user)
+            request = RevokeSessionsRequest(account_id=user.account_id)
+            await self._call(
+                operation, user, "SessionService/RevokeSessions", request, RevokeSessionsResponse
+            )
+        user.token = ""
+
+    def _payee(self, user: User) -> User:
+        return self._random.choice([other for other in self.users if other is not user])

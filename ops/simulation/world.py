@@ -1,0 +1,192 @@
+"""One simulated mesh: its centers, their processes, disks, brokers and clocks."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from duohuo.v1.operator_service_pb2 import CenterFacts, GetFactsRequest, SpanRecord
+from gateway import ring
+from ops import wiring
+from ops.simulation.bus import Broker, SimulatedBus
+from ops.simulation.clocks import EPOCH_MS, SimulatedClock
+from ops.simulation.disk import SimulatedDisk
+from ops.simulation.loop import Incarnation, SimulatedLoop
+from ops.simulation.network import Network
+from runtime.center import LocalCenter
+from runtime.config import ROLES
+from runtime.dispatcher import Dispatcher
+from runtime.endpoint import Call, Endpoint
+from runtime.hlc import HybridClock
+from runtime.mesh import Mesh
+from runtime.methods import method
+from runtime.placement import Placement
+from runtime.store import SqliteStore
+from sync_bus.log import Stamps
+from sync_bus.site import Site
+
+_FACTS = method("/duohuo.v1.OperatorService/GetFacts")
+
+
+class SeededIds:
+    """Ids from the seed, growing with simulated time."""
+
+    def __init__(self, loop: SimulatedLoop, random: Random) -> None:
+        self._loop = loop
+        self._random = random
+
+    def unique(self) -> str:
+        now_ms = EPOCH_MS + int(self._loop.time() * 1000)
+        return f"{now_ms:012x}{self._random.getrandbits(80):020x}"
+
+    def secret(self) -> str:
+        return f"{self._random.getrandbits(160):043d}"[:43]
+
+
+class SimulatedPasswords:
+    """Passwords that cost nothing to check. What is stored still differs from what is typed."""
+
+    async def hash(self, password: str) -> str:
+        await asyncio.sleep(0.01)
+        return stored_form(password)
+
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        await asyncio.sleep(0.01)
+        return password_hash == stored_form(password)
+
+
+def stored_form(password: str) -> str:
+    """What SimulatedPasswords keeps of a password."""
+    return f"hash-of-{password[::-1]}"
+
+
+class NoSpans:
+    """Nothing is traced in a simulation."""
+
+    def find(self, _wanted: str) -> list[SpanRecord]:
+        return []
+
+
+@dataclass(slots=True)
+class Center:
+    """A center's lasting parts, and the process that runs on them now, if any."""
+
+    name: str
+    disk: SimulatedDisk
+    broker: Broker
+    clock: SimulatedClock
+    process: Incarnation | None = None
+    dispatcher: Dispatcher | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and not self.process.dead
+
+
+class World:
+    """All centers of one simulated mesh."""
+
+    def __init__(self, seed: str, names: list[str], loop: SimulatedLoop, directory: Path) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.network = Network(loop, Random(f"network {seed}"))
+        self.placement: Placement = _placement(tuple(names))
+        self.crashes: list[str] = []
+        self._brokers: dict[str, Broker] = {}
+        self.centers: dict[str, Center] = {}
+        self._lives = 0
+        for name in names:
+            random = Random(f"{name} {seed}")
+            self._brokers[name] = Broker(name, self.network, random)
+            self.centers[name] = Center(
+                name,
+                SimulatedDisk(directory / name, random),
+                self._brokers[name],
+                SimulatedClock(loop),
+            )
+
+    def start(self, name: str) -> None:
+        """Starts a center's process on its disk."""
+        center = self.centers[name]
+        self._lives += 1
+        process = Incarnation(self.loop, name)
+        center.process = process
+        self.loop.note(f"start {name}")
+        process.spawn(self._live(center, process))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: what is committed stays, nothing else does."""
+        center = self.centers[name]
+        if center.process is not None:
+            center.process.dead = True
+        center.dispatcher = None
+        center.disk.crash()
+        self.loop.note(f"kill {name}")
+
+    async def facts(self) -> Mapping[str, CenterFacts]:
+        """What each living center says of itself, asked without a network."""
+        found = {}
+        call = Call(_FACTS, GetFactsRequest().SerializeToString(), 60.0)
+        for name, center in self.centers.items():
+            if center.dispatcher is not None:
+                reply = await center.dispatcher.unary(call)
+                found[name] = CenterFacts.FromString(reply.payload)
+        return found
+
+    async def _live(self, center: Center, process: Incarnation) -> None:
+        try:
+            await self._run(center, process)
+        except Exception as bug:  # noqa: BLE001 - a bug stops the process; the simulator reports it
+            self.crashes.append(f"{center.name}: {_innermost(bug)!r}")
+
+    async def _run(self, center: Center, process: Incarnation) -> None:
+        name, clock = center.name, center.clock
+        random = Random(f"{name} life {self._lives} {self.seed}")
+        hybrid = HybridClock(clock)
+        dispatcher = Dispatcher(name, hybrid)
+        local = LocalCenter(dispatcher, {})
+        endpoints: dict[str, Endpoint] = {
+            peer: local if peer == name else self.network.connect(name, peer)
+            for peer in self.centers
+        }
+        site = Site(
+            Mesh(name, endpoints, clock),
+            self.placement,
+            Stamps(clock, hybrid),
+            SeededIds(self.loop, random),
+            random,
+        )
+
+        async def open_store(role: str, schema: str) -> SqliteStore:
+            return center.disk.store(role, schema)
+
+        outside = wiring.Outside(
+            open_store,
+            lambda role: SimulatedBus(self._brokers, name, role),
+            SimulatedPasswords(),
+            NoSpans(),
+        )
+        router, duties = await wiring.build(ROLES, site, outside, dispatcher)
+        assert router is not None  # noqa: S101 - the gateway is one of the roles
+        center.dispatcher = dispatcher
+        self.network.listen(name, process, local)
+        self.network.listen(f"gateway {name}", process, router)
+        async with asyncio.TaskGroup() as tasks:
+            for duty in duties:
+                tasks.create_task(duty())
+
+
+_placements: dict[tuple[str, ...], Placement] = {}
+
+
+def _placement(names: tuple[str, ...]) -> Placement:
+    if names not in _placements:
+        _placements[names] = ring.compute(dict.fromkeys(names, 1), 1)
+    return _placements[names]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

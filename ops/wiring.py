@@ -1,0 +1,78 @@
+"""Puts the roles of one process together, for real (`serve`) and in the simulator alike."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import account_svc.app
+import gateway.app
+import session_svc.app
+import transfer_svc.app
+from account_svc.passwords import Passwords
+from gateway.operator import Spans
+from gateway.router import Router
+from runtime.dispatcher import Dispatcher
+from runtime.store import Store
+from sync_bus import log, node
+from sync_bus.bus import Bus
+from sync_bus.log import Topic
+from sync_bus.site import Site
+
+Duty = Callable[[], Coroutine[None, None, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the roles of a process get from outside besides their site."""
+
+    open_store: Callable[[str, str], Awaitable[Store]]
+    """Opens a role's store, with its schema."""
+    bus: Callable[[str], Bus]
+    """A role's use of the center's bus."""
+    passwords: Passwords
+    spans: Spans
+
+
+async def build(
+    roles: Sequence[str], site: Site, outside: Outside, dispatcher: Dispatcher
+) -> tuple[Router | None, list[Duty]]:
+    """Serves the roles from `dispatcher`; returns the gateway's router, if that is one of them, and
+    what must run from now on."""
+    duties: list[Duty] = [site.mesh.run]
+    if "account" in roles:
+        store, bus = await _open(account_svc.app, site, outside)
+        accounts = account_svc.app.build(site, store, bus, outside.passwords, dispatcher)
+        duties.append(accounts.run)
+    if "session" in roles:
+        store, bus = await _open(session_svc.app, site, outside)
+        duties.append(session_svc.app.build(site, store, bus, dispatcher).run)
+    if "transfer" in roles:
+        store, bus = await _open(transfer_svc.app, site, outside)
+        duties.append(transfer_svc.app.build(site, store, bus, dispatcher).run)
+    router = None
+    if "gateway" in roles:
+        router = gateway.app.build(site.mesh, site.placement, site.clock, outside.spans, dispatcher)
+    return router, duties
+
+
+class _App(Protocol):
+    """A service's `app` module."""
+
+    @property
+    def ROLE(self) -> str: ...
+
+    @property
+    def SCHEMA(self) -> str: ...
+
+    @property
+    def TOPICS(self) -> Sequence[Topic]: ...
+
+
+async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:
+    """Opens a role's store, and moves the clock past everything that it has seen."""
+    store = await outside.open_store(app.ROLE, node.SCHEMA + app.SCHEMA)
+    if not await store.read(node.is_prepared(app.TOPICS, site.mesh.peers)):
+        await store.write("prepare", node.prepare(app.TOPICS, site.mesh.peers))
+    latest = await store.read(log.latest_hlc())
+    site.stamps.hybrid.latest = max(site.stamps.hybrid.latest, latest)
+    return store, outside.bus(app.ROLE)

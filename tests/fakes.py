@@ -1,0 +1,155 @@
+"""Stand-ins for the world around the code under test: time, ids, centers, a store in a temporary place."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from string import ascii_letters, digits
+from tempfile import TemporaryDirectory
+
+from google.protobuf.message import Message
+
+from runtime import ids
+from runtime.endpoint import Call, Endpoint, Reply
+from runtime.errors import RpcError, unreachable
+from runtime.hlc import COUNTER_BITS, HybridClock
+from runtime.mesh import IN_A_ROW, Mesh
+from runtime.placement import SLOTS, Placement
+from runtime.store import SqliteStore
+from sync_bus import node
+from sync_bus.log import Stamp, Stamps, Topic
+from sync_bus.site import Site
+
+NOON_MS = 1_900_000_000_000
+"""The moment at which a fake clock starts."""
+
+Answer = Callable[[Call], Reply]
+
+
+class FakeClock:
+    """Stands still until it is told to move."""
+
+    def __init__(self, wall_ms: int = NOON_MS) -> None:
+        self._wall_ms = wall_ms
+        self._monotonic_ms = 0
+
+    def wall_ms(self) -> int:
+        return self._wall_ms
+
+    def monotonic_ms(self) -> int:
+        return self._monotonic_ms
+
+    def advance(self, by_ms: int) -> None:
+        """Time passes."""
+        self._wall_ms += by_ms
+        self._monotonic_ms += by_ms
+
+    def jump(self, by_ms: int) -> None:
+        """Somebody sets the wall clock."""
+        self._wall_ms += by_ms
+
+
+class SeededIds:
+    """The same ids in every run."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = Random(seed)
+        self._count = 0
+
+    def unique(self) -> str:
+        self._count += 1
+        return f"{self._count:032x}"
+
+    def secret(self) -> str:
+        return "".join(self._random.choices(ascii_letters + digits + "-_", k=43))
+
+
+class RecordingEndpoint:
+    """Remembers every call, and answers it as told."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.calls: list[Call] = []
+
+    async def unary(self, call: Call) -> Reply:
+        self.calls.append(call)
+        return self.answer(call)
+
+    async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        self.calls.append(call)
+        yield self.answer(call).payload
+
+
+def says(message: Message) -> Answer:
+    """Always the same message."""
+    return lambda _call: Reply(message.SerializeToString(), {})
+
+
+def fails(error: RpcError) -> Answer:
+    """Always the same error."""
+
+    def answer(_call: Call) -> Reply:
+        raise error
+
+    return answer
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """One answer after the other; asking more often is a fault of the test."""
+    left: Iterator[Answer] = iter(answers)
+    return lambda call: next(left)(call)
+
+
+def placement(*centers: str, epoch: int = 1) -> Placement:
+    """Homes in turn: slot 0 at the first center, slot 1 at the second, and so on."""
+    count = len(centers)
+    orders = [tuple(centers[(first + n) % count] for n in range(count)) for first in range(count)]
+    return Placement(epoch, tuple(sorted(centers)), [orders[slot % count] for slot in range(SLOTS)])
+
+
+def account(slot: int, number: int = 1) -> str:
+    """An account id of a slot."""
+    return ids.account_id(slot, f"{number:032x}")
+
+
+def mesh(here: str, *centers: str, clock: FakeClock | None = None) -> Mesh:
+    """Centers of which none answers."""
+    silent: dict[str, Endpoint] = {
+        center: RecordingEndpoint(fails(unreachable(center, ran=False))) for center in centers
+    }
+    return Mesh(here, silent, clock or FakeClock())
+
+
+def see(seen_from: Mesh, center: str, *, answering: bool) -> None:
+    """Lets a mesh see so many answers, or failures, of a center that it believes them."""
+    for _ in range(IN_A_ROW):
+        seen_from._record(center, answered=answering)
+
+
+def site(here: str, *centers: str, clock: FakeClock | None = None) -> Site:
+    """What a service at `here` is handed, in a mesh where nobody answers."""
+    clock = clock or FakeClock()
+    stamps = Stamps(clock, HybridClock(clock))
+    return Site(
+        mesh(here, *centers, clock=clock), placement(*centers), stamps, SeededIds(), Random(0)
+    )
+
+
+def stamp(at_ms: int, counter: int = 0) -> Stamp:
+    """A stamp of a moment counted from noon."""
+    time_ms = NOON_MS + at_ms
+    return Stamp((time_ms << COUNTER_BITS) + counter, time_ms, "")
+
+
+@asynccontextmanager
+async def temporary_store(
+    schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = ()
+) -> AsyncIterator[SqliteStore]:
+    """A real store with a log and an inbox, gone afterwards."""
+    with TemporaryDirectory() as folder:
+        store = await SqliteStore.open(Path(folder) / "store.db", node.SCHEMA + schema)
+        try:
+            await store.write("prepare", node.prepare(topics, peers))
+            yield store
+        finally:
+            await store.close()

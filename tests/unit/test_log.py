@@ -1,0 +1,129 @@
+"""The log has no gaps, and forgets nothing that somebody has not applied yet."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from duohuo.internal.v1.log_pb2 import AccountCreated, LogRecord
+from runtime.store import SqliteStore, Unit, query
+from sync_bus import log, node
+from sync_bus.log import Road, Topic
+from tests.fakes import stamp, temporary_store
+
+ACCOUNTS, OTHER = Topic("accounts", Road.JETSTREAM), Topic("other", Road.FEED)
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SqliteStore]:
+    async with temporary_store("", [ACCOUNTS, OTHER], ["b", "c"]) as opened:
+        yield opened
+
+
+def created(name: str) -> LogRecord:
+    return LogRecord(account_created=AccountCreated(account_id=name))
+
+
+async def fill(store: SqliteStore, count: int) -> None:
+    for number in range(1, count + 1):
+        await store.write("append", log.append(ACCOUNTS, stamp(number), created(f"{number}")))
+
+
+async def held(store: SqliteStore, after: int = 0, limit: int = 100) -> list[int]:
+    entries = await store.read(log.read_after("accounts", after, limit))
+    return [entry.seq for entry in entries]
+
+
+async def test_every_topic_counts_its_entries_from_one_without_gaps(store: SqliteStore) -> None:
+    topics = [ACCOUNTS, OTHER, ACCOUNTS, ACCOUNTS, OTHER]
+    numbers = [await store.write("append", log.append(t, stamp(0), created("x"))) for t in topics]
+    assert numbers == [1, 1, 2, 3, 2]
+    assert await store.read(log.heads()) == {"accounts": 3, "other": 2}
+
+
+async def test_an_entry_of_a_unit_that_fails_leaves_no_gap(store: SqliteStore) -> None:
+    def append_and_fail() -> Unit[None]:
+        yield from log.append(ACCOUNTS, stamp(0), created("lost"))
+        raise KeyError
+
+    await fill(store, 1)
+    with pytest.raises(KeyError):
+        await store.write("fail", append_and_fail())
+    await store.write("append", log.append(ACCOUNTS, stamp(2), created("2")))
+    assert await held(store) == [1, 2]
+
+
+async def test_an_entry_carries_what_was_appended_and_when(store: SqliteStore) -> None:
+    made = stamp(5)
+    await store.write("append", log.append(ACCOUNTS, made, created("x")))
+    (entry,) = await store.read(log.read_after("accounts", 0, 10))
+    record = LogRecord.FromString(entry.record)
+    assert (entry.topic, entry.seq) == ("accounts", 1)
+    assert record.account_created.account_id == "x"
+    assert (record.hlc, record.time_ms) == (made.hlc, made.time_ms)
+
+
+async def test_reading_goes_on_after_a_number_in_order_and_up_to_a_limit(
+    store: SqliteStore,
+) -> None:
+    await fill(store, 5)
+    assert await held(store, after=2) == [3, 4, 5]
+    assert await held(store, after=1, limit=2) == [2, 3]
+    assert await held(store, after=5) == []
+
+
+@pytest.mark.parametrize(
+    ("confirmations", "left"),
+    [
+        ([], [1, 2, 3, 4, 5]),
+        ([("b", 3)], [1, 2, 3, 4, 5]),
+        ([("b", 3), ("c", 2)], [3, 4, 5]),
+        ([("b", 5), ("c", 5)], []),
+        ([("b", 4), ("c", 4), ("b", 1), ("c", 2)], [5]),
+        ([("b", 4), ("b", 2), ("c", 3)], [4, 5]),
+        ([("b", 5), ("stranger", 5)], [1, 2, 3, 4, 5]),
+    ],
+    ids=str,
+)
+async def test_only_what_all_have_confirmed_is_forgotten(
+    store: SqliteStore, confirmations: list[tuple[str, int]], left: list[int]
+) -> None:
+    """Late and lower confirmations count for nothing."""
+    await fill(store, 5)
+    for destination, seq in confirmations:
+        await store.write("confirm", log.confirm(destination, "accounts", seq))
+    assert await held(store) == left
+    assert (await store.read(log.heads()))["accounts"] == 5
+
+
+async def test_numbers_go_on_after_everything_was_forgotten(store: SqliteStore) -> None:
+    await fill(store, 2)
+    for destination in ("b", "c"):
+        await store.write("confirm", log.confirm(destination, "accounts", 2))
+    await store.write("append", log.append(ACCOUNTS, stamp(3), created("3")))
+    assert await held(store) == [3]
+
+
+async def test_a_confirmation_counts_for_its_topic_alone(store: SqliteStore) -> None:
+    await fill(store, 2)
+    for destination in ("b", "c"):
+        await store.write("confirm", log.confirm(destination, "other", 2))
+    assert await held(store) == [1, 2]
+    assert await store.read(log.confirmations("b")) == {"accounts": 0, "other": 2}
+
+
+async def test_preparing_again_changes_nothing(store: SqliteStore) -> None:
+    await fill(store, 2)
+    await store.write("confirm", log.confirm("b", "accounts", 1))
+    await store.write("prepare", node.prepare([ACCOUNTS, OTHER], ["b", "c"]))
+    assert (await store.read(log.heads()))["accounts"] == 2
+    assert (await store.read(log.confirmations("b")))["accounts"] == 1
+
+
+async def test_the_clock_starts_above_everything_written_or_applied(store: SqliteStore) -> None:
+    await store.write("append", log.append(ACCOUNTS, stamp(9), created("late")))
+    await store.write("append", log.append(ACCOUNTS, stamp(3), created("early")))
+    prepare = node.prepare([ACCOUNTS, OTHER], ["b", "c"])
+    assert await store.write("prepare", prepare) == stamp(9).hlc
+    applied = stamp(12).hlc
+    await store.write("applied", query("UPDATE cursor SET hlc = ? WHERE source = 'c'", applied))
+    assert await store.read(log.latest_hlc()) == applied
