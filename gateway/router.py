@@ -50,6 +50,8 @@ class Router:
             try:
                 return await self._ask(target, hop, number + 1)
             except RpcError as error:
+                # What this center refused, one asked before it may have done.
+                error.ran = error.ran or any(earlier.ran for earlier in errors)
                 if error.reason not in _ELSEWHERE:
                     raise
                 errors.append(error)

@@ -24,7 +24,7 @@ class Loss(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
-    for mesh_command in (up, serve, status, verify, why, drill):
+    for mesh_command in (up, serve, status, verify, why, drill, simulate):
         app.command()(mesh_command)
     center = typer.Typer(no_args_is_help=True, help="Lose a center on purpose, and bring it back.")
     for verb, text in (
@@ -174,6 +174,61 @@ async def drill(
     verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
     say(output, verdict, {"drill": name, "how": how.value, "passed": passed, "steps": steps})
     if not passed:
+        raise typer.Exit(1)
+
+
+@command
+async def simulate(
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 100,
+    seed: Annotated[int | None, typer.Option(help="This seed alone, with its timeline.")] = None,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    centers: Annotated[int, typer.Option(min=2, max=5, help="How many centers.")] = 3,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Simulated minutes of faults in each seed.")
+    ] = 1.0,
+    processes: Annotated[int, typer.Option(min=1, help="How many seeds at a time.")] = 2,
+    output: Output = Format.TEXT,
+) -> None:
+    """Run the real services under seeded faults. Example: duohuo simulate --seeds 300"""
+    import time
+    from collections import Counter
+    from dataclasses import asdict
+
+    from ops.simulation.run import Setup, describe, run_seeds
+
+    setup = Setup(centers, minutes)
+    wanted = range(first, first + seeds) if seed is None else range(seed, seed + 1)
+    started, broken, results = time.monotonic(), [], []
+    reached: Counter[str] = Counter()
+    simulated_s = busy_s = 0.0
+    for result in run_seeds(wanted, setup, min(processes, len(wanted))):
+        results.append((result.seed, result.digest))
+        reached.update(result.reached)
+        simulated_s, busy_s = simulated_s + result.simulated_s, busy_s + result.took_s
+        if result.broken:
+            broken.append(asdict(result))
+        if output is Format.TEXT and result.broken:
+            print(describe(result, setup), flush=True)  # noqa: T201 - what people wait for
+        if output is Format.TEXT and len(results) % 100 == 0:
+            print(f"{len(results)} seeds, {len(broken)} broken", flush=True)  # noqa: T201 - progress
+    took_s = time.monotonic() - started
+    text = (
+        f"{len(results)} seeds, {len(broken)} broken; {simulated_s / 60:.0f} simulated minutes in"
+        f" {took_s:.0f} s ({simulated_s / busy_s:.0f} a minute on a core)\n"
+        f"reached: {', '.join(f'{name} {count}' for name, count in sorted(reached.items()))}"
+    )
+    if seed is not None:
+        text += f"\nhistory {results[0][1]}"
+    data = {
+        "seeds": len(results),
+        "broken": broken,
+        "simulated_s": simulated_s,
+        "took_s": took_s,
+        "reached": dict(reached),
+        "histories": dict(results),
+    }
+    say(output, text, data)
+    if broken:
         raise typer.Exit(1)
 
 

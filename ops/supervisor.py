@@ -1,43 +1,31 @@
 """Runs a whole mesh on this machine: NATS servers, services, and the links between the centers.
 
 Read it from the bottom: `run` is what `duohuo up` does, `Supervisor` holds the mesh, `_Center` the
-processes of one center, `_Child` one process. No child outlives the supervisor, whatever ends it.
+processes of one center. No child outlives the supervisor, whatever ends it.
 """
 
 import asyncio
-import ctypes
-import errno
-import fcntl
-import json
 import os
 import secrets
-import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ops import mesh_file, nats_config
+from ops import local_config, mesh_file
+from ops.child import Child
 from ops.control import Answer, ControlError, ControlServer
 from ops.links import Links
+from ops.local_config import StartError
 from ops.mesh_file import CenterState, CenterView, MeshView
-from ops.ports import HOST, ROLES, CenterPorts, PortPlan, address, plan
+from ops.ports import HOST, CenterPorts, address, plan
 
 NATS_READY_TIMEOUT_S = 10.0
 SERVE_READY_TIMEOUT_S = 20.0
-STOP_GRACE_S = 5.0
-READY_LINE_BYTES_MAX = 64 * 1024
-LOG_TAIL_LINES = 8
-LOG_TAIL_BYTES = 4096
 # -P: a directory `ops` or `runtime` where the user happens to be must not be taken for ours.
 SERVE_COMMAND = (sys.executable, "-P", "-m", "ops.main", "serve")
-
-_PASSWORD_VARIABLES = ("DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD")
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 # What may be done to a center in which state. Whatever is not listed is refused.
 _AFTER: dict[tuple[str, CenterState], CenterState] = {
@@ -55,10 +43,6 @@ _AFTER: dict[tuple[str, CenterState], CenterState] = {
 }
 
 
-class StartError(Exception):
-    """The mesh did not start, and nothing of it is left running. The message is for people."""
-
-
 def state_after(center: str, state: CenterState, verb: str) -> CenterState:
     """The state of a center after an action. Raises ControlError if that makes no sense now."""
     if (verb, state) not in _AFTER:
@@ -66,258 +50,14 @@ def state_after(center: str, state: CenterState, verb: str) -> CenterState:
     return _AFTER[verb, state]
 
 
-def settings(
-    center: str,
-    processes: Mapping[str, Sequence[str]],
-    process: str,
-    ports: PortPlan,
-    state_dir: Path,
-) -> dict[str, object]:
-    """What `runtime.config` must know in one process of a center."""
-    own = ports.centers[center]
-    roles = processes[process]
-    return {
-        "center": center,
-        "centers": list(ports.centers),
-        "roles": list(roles),
-        "state_dir": str(state_dir / center / "stores"),
-        "public_listen": address(own.gateway),
-        "operator_listen": address(own.operator),
-        "mesh_listen": address(own.mesh[roles[0]]),
-        "role_addresses": {
-            role: address(own.mesh[others[0]])
-            for others in processes.values()
-            for role in others
-            if role not in roles
-        },
-        "peer_addresses": {peer: address(port) for peer, port in own.grpc_links.items()},
-        "nats_url": f"nats://{address(own.nats)}",
-        "nats_password_file": str(state_dir / mesh_file.NATS_PASSWORD_NAME),
-        "operator_token_file": str(state_dir / mesh_file.OPERATOR_TOKEN_NAME),
-    }
-
-
-def to_toml(values: Mapping[str, object]) -> str:
-    """Strings, lists of strings and maps of strings as TOML."""
-    return "".join(f"{name} = {_toml_value(value)}\n" for name, value in values.items())
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return (
-            "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
-        )
-    # A string or a list of strings is written the same in both languages.
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _processes(*, split: bool) -> dict[str, Sequence[str]]:
-    """Which process of a center serves which roles."""
-    return {role: [role] for role in ROLES} if split else {"serve": ROLES}
-
-
-def _config_name(process: str) -> str:
-    return "center.toml" if process == "serve" else f"{process}.toml"
-
-
-def _nats_server() -> str:
-    """The program, from where this Python's packages were installed."""
-    ours = Path(sys.executable).with_name("nats-server")
-    found = str(ours) if ours.exists() else shutil.which("nats-server")
-    if found is None:
-        raise StartError(f"there is no {ours}; install Duohuo again, with `make install`")
-    return found
-
-
-def _check_ports(wanted: Iterable[tuple[int, str]]) -> None:
-    for port, purpose in wanted:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                why = "is in use" if error.errno == errno.EADDRINUSE else f"fails: {error.strerror}"
-                raise StartError(
-                    f"port {port}, for {purpose}, {why}; stop what uses it, or choose other ports "
-                    "with --port-base"
-                ) from None
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Makes the state directory and holds it, so that only one mesh uses it."""
+async def _together(starts: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Waits for all; when one fails, cancels the others and raises its error."""
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / mesh_file.LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StartError(
-            f"cannot keep the mesh's state in {state_dir}: {error.strerror}; choose another "
-            "directory with --state"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise StartError(
-            f"a mesh is already running on {state_dir}; stop it first, or choose another directory "
-            "with --state"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _secret(path: Path) -> str:
-    """The secret in the file, made the first time."""
-    if not path.exists():
-        mesh_file.write_private(path, secrets.token_hex(24) + "\n")
-    return path.read_text("utf-8").strip()
-
-
-def _write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
-    password = _secret(state_dir / mesh_file.NATS_PASSWORD_NAME)
-    _secret(state_dir / mesh_file.OPERATOR_TOKEN_NAME)
-    processes = _processes(split=split)
-    for name, own in ports.centers.items():
-        directory = state_dir / name
-        for part in (directory, directory / "stores", directory / "nats"):
-            part.mkdir(mode=0o700, exist_ok=True)
-        server = nats_config.NatsServer(
-            center=name,
-            client_port=own.nats,
-            leaf_port=own.nats_leaf,
-            monitor_port=own.nats_monitor,
-            links=own.nats_links,
-            store_dir=directory / "nats",
-            password=password,
-        )
-        mesh_file.write_private(directory / "nats.conf", nats_config.render(server))
-        for process in processes:
-            text = to_toml(settings(name, processes, process, ports, state_dir))
-            mesh_file.write_private(directory / _config_name(process), text)
-
-
-def _environment(decided: Iterable[str]) -> dict[str, str]:
-    """What children inherit: nothing that overrides what the mesh has decided, no user's password."""
-    hidden = {f"DUOHUO_{name.upper()}" for name in decided} | set(_PASSWORD_VARIABLES)
-    return {name: value for name, value in os.environ.items() if name not in hidden}
-
-
-def _die_with(parent_pid: int) -> Callable[[], None]:
-    """Run in the new process: even kill -9 of the supervisor leaves no orphans (on Linux)."""
-
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent_pid:
-                os._exit(1)
-
-    return prepare
-
-
-class _Child:
-    """One process. Its output goes to its log; on stdout it may say that it is ready."""
-
-    def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> None:
-        self.name = name
-        self.log = log
-        self._command = command
-        self._environment = environment
-        self._process: asyncio.subprocess.Process | None = None
-        self._ready = asyncio.Event()
-        self._log_start = 0
-        self.ended: asyncio.Task[int] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """None when it is not running."""
-        if self._process is None or self.ended is None or self.ended.done():
-            return None
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Starts the process in its own session, so that Ctrl-C does not reach it. Raises OSError."""
-        self._ready.clear()
-        with _open_log(self.log) as log:
-            self._log_start = log.tell()
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
-                umask=0o077,
-                preexec_fn=_die_with(os.getpid()),
-            )
-        self.ended = asyncio.create_task(self._watch(self._process))
-
-    def signal(self, number: signal.Signals) -> None:
-        """Signals the process and its own children, if it is there."""
-        if (pid := self.pid) is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, number)
-
-    async def wait_ended(self) -> None:
-        if self.ended is not None:
-            await asyncio.wait([self.ended])
-
-    async def stop(self) -> None:
-        """Ends the process, by force if it does not end by itself in time."""
-        if self.ended is None:
-            return
-        self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)
-        await asyncio.wait([self.ended], timeout=STOP_GRACE_S)
-        self.signal(signal.SIGKILL)
-        await self.wait_ended()
-
-    async def wait_ready_line(self) -> None:
-        """Until the process says that it serves. Raises TimeoutError."""
-        async with asyncio.timeout(SERVE_READY_TIMEOUT_S):
-            await self._ready.wait()
-
-    def last_words(self) -> str:
-        """The end of what this run has logged."""
-        with suppress(OSError), self.log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-            return "\n".join("  " + "".join(c for c in line if c.isprintable()) for line in lines)
-        return ""
-
-    async def _watch(self, process: asyncio.subprocess.Process) -> int:
-        """Copies stdout to the log and looks for the line that says ready, until the process ends."""
-        assert process.stdout is not None  # noqa: S101 - it is a pipe
-        begun = b""
-        with _open_log(self.log) as log:
-            while output := await process.stdout.read(READY_LINE_BYTES_MAX):
-                with suppress(OSError):  # a full disk must not stop the process
-                    log.write(output)
-                if not self._ready.is_set():
-                    *lines, begun = (begun + output).split(b"\n")
-                    begun = begun[-READY_LINE_BYTES_MAX:]
-                    if any(_says_ready(line) for line in lines):
-                        self._ready.set()
-        return await process.wait()
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    log = os.fdopen(descriptor, "ab", buffering=0)
-    log.seek(0, os.SEEK_END)
-    return log
-
-
-def _says_ready(line: bytes) -> bool:
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(said, dict) and said.get("ready") is True
+        async with asyncio.TaskGroup() as tasks:
+            for start in starts:
+                tasks.create_task(start)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 class _Center:
@@ -328,7 +68,7 @@ class _Center:
         name: str,
         ports: CenterPorts,
         directory: Path,
-        children: Sequence[_Child],
+        children: Sequence[Child],
         changed: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
@@ -401,7 +141,7 @@ class _Center:
             raise
         self._enter("running")
 
-    async def _start_child(self, child: _Child) -> None:
+    async def _start_child(self, child: Child) -> None:
         if child.pid is not None:
             return
         try:
@@ -411,7 +151,9 @@ class _Center:
         assert child.ended is not None  # noqa: S101 - just started
         child.ended.add_done_callback(lambda _: self._on_end(child))
         ready = asyncio.create_task(
-            self._nats_answers() if child is self._nats else child.wait_ready_line()
+            self._nats_answers()
+            if child is self._nats
+            else child.wait_ready_line(SERVE_READY_TIMEOUT_S)
         )
         try:
             await asyncio.wait([ready, child.ended], return_when=asyncio.FIRST_COMPLETED)
@@ -421,7 +163,7 @@ class _Center:
             return
         raise self._start_error(child, "ended" if child.ended.done() else "was not ready in time")
 
-    def _start_error(self, child: _Child, what: str) -> StartError:
+    def _start_error(self, child: Child, what: str) -> StartError:
         return StartError(
             f"{child.name} of center {self.name} {what}; the end of {child.log}:\n"
             f"{child.last_words()}"
@@ -443,7 +185,7 @@ class _Center:
         await asyncio.gather(*(child.stop() for child in self._services))
         await self._nats.stop()
 
-    def _on_end(self, child: _Child) -> None:
+    def _on_end(self, child: Child) -> None:
         if self.state in ("running", "paused", "failed"):
             self._enter("failed")
             self._say(
@@ -459,18 +201,8 @@ class _Center:
         for child in self._children():
             child.signal(number)
 
-    def _children(self) -> list[_Child]:
+    def _children(self) -> list[Child]:
         return [self._nats, *self._services]
-
-
-async def _together(starts: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Waits for all; when one fails, cancels the others and raises its error."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for start in starts:
-                tasks.create_task(start)
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
 
 
 class Supervisor:
@@ -502,29 +234,40 @@ class Supervisor:
         self._operations: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._holding = ExitStack()
-        nats_server = _nats_server()
-        processes = _processes(split=split)
+        nats_server = local_config.nats_server()
+        processes = local_config.roles_by_process(split=split)
         self._centers = {}
         for name, own in self._ports.centers.items():
             directory = self._state_dir / name
             commands = {"nats": [nats_server, "-c", str(directory / "nats.conf")]} | {
-                process: [*serve_command, "--config", str(directory / _config_name(process))]
+                process: [
+                    *serve_command,
+                    "--config",
+                    str(directory / local_config.config_name(process)),
+                ]
                 for process in processes
             }
-            decided = settings(name, processes, next(iter(processes)), self._ports, state_dir)
+            decided = local_config.settings(
+                name, processes, next(iter(processes)), self._ports, state_dir
+            )
             children = [
-                _Child(process, command, _environment(decided), directory / f"{process}.log")
+                Child(
+                    process,
+                    command,
+                    local_config.environment(decided),
+                    directory / f"{process}.log",
+                )
                 for process, command in commands.items()
             ]
             self._centers[name] = _Center(name, own, directory, children, self._publish, say)
 
     async def start(self) -> MeshView:
         """Starts everything and waits until it is ready. Raises StartError; then call `stop`."""
-        self._holding.enter_context(_locked(self._state_dir))
-        _check_ports(self._ports.listening(split=self._split))
+        self._holding.enter_context(local_config.locked(self._state_dir))
+        local_config.check_ports(self._ports.listening(split=self._split))
         try:
             mesh_file.remove(self._state_dir)
-            _write_configs(self._state_dir, self._ports, split=self._split)
+            local_config.write_configs(self._state_dir, self._ports, split=self._split)
             await self._links.open()
             await self._control.open(self._ports.supervisor)
         except OSError as error:

@@ -1,6 +1,8 @@
 """An endpoint as a gRPC server, with the standard health and reflection services."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -10,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from runtime import telemetry
 from runtime.endpoint import Call, Endpoint
-from runtime.errors import RpcError
+from runtime.errors import RpcError, unreachable
 from runtime.grpc_client import MESSAGE_BYTES_MAX
 from runtime.methods import Method
 
@@ -31,14 +33,15 @@ _OPTIONS = (
 class GrpcServer:
     """Serves `methods` from an endpoint on one address. Any other method is UNIMPLEMENTED.
 
-    `role` names the spans; `trust_trace` continues the caller's trace.
+    `role` names the spans. The caller's trace is continued.
     """
 
     def __init__(
         self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
     ) -> None:
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=5_000)
-        self._server.add_generic_rpc_handlers((_Handlers(endpoint, methods, center, role),))
+        self._handlers = _Handlers(endpoint, methods, center, role)
+        self._server.add_generic_rpc_handlers((self._handlers,))
         services = sorted({method.service for method in methods.values()})
         self._services = ["", *services]
         self._health = health.aio.HealthServicer()
@@ -59,8 +62,9 @@ class GrpcServer:
         return int(port)
 
     async def stop(self, grace_s: float) -> None:
-        """Reports NOT_SERVING, lets running calls finish, and closes."""
+        """Reports NOT_SERVING, ends streams, lets running calls finish, and closes."""
         await self._health.enter_graceful_shutdown()
+        self._handlers.end_streams()
         await self._server.stop(grace_s)
 
 
@@ -69,6 +73,9 @@ class _Handlers(grpc.GenericRpcHandler):
         self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
     ) -> None:
         self._endpoint = endpoint
+        self._center = center
+        self._ending = False
+        self._streams: set[asyncio.Task[Any]] = set()
         self._attributes = {
             "rpc.system.name": "grpc",
             "duohuo.center": center,
@@ -78,6 +85,12 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def service(self, details: Any) -> Any:
         return self._handlers.get(details.method)
+
+    def end_streams(self) -> None:
+        """Tells those who follow something to go on elsewhere; they would never finish by themselves."""
+        self._ending = True
+        for stream in self._streams:
+            stream.cancel()
 
     def _handler(self, method: Method) -> Any:
         if method.streams:
@@ -104,11 +117,22 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _streaming(self, method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
         async def handle(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - this is a coroutine
+            self._streams.add(task)
             try:
-                async for message in self._endpoint.stream(_call(method, request, context)):
-                    yield message
+                stream = self._endpoint.stream(_call(method, request, context))
+                async with aclosing(stream) as messages:  # type: ignore[type-var] # generators
+                    async for message in messages:
+                        yield message
             except RpcError as error:
                 await _abort(context, error)
+            except asyncio.CancelledError:
+                if not self._ending:
+                    raise
+                await _abort(context, unreachable(self._center, ran=True))
+            finally:
+                self._streams.discard(task)
 
         return handle
 

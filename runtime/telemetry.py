@@ -34,7 +34,6 @@ _FAULTS = {
 }
 
 
-
 class _State:
     """Whether spans go anywhere. Asking costs less than a span that goes nowhere."""
 

@@ -34,7 +34,7 @@ class FeedServicer:
         if request.center not in self._peers:
             raise invalid("center", "not a center of this mesh")
         known = await self._store.read(log.confirmations(request.center))
-        for topic, seq in request.cursors.items():
+        for topic, seq in sorted(request.cursors.items()):
             if seq > known.get(topic, seq):
                 await self._store.write("confirm", log.confirm(request.center, topic, seq))
         heads = await self._store.read(log.heads())

@@ -153,7 +153,7 @@ class Replicator:
                 EXCHANGE_TIMEOUT_S,
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
-            for topic, head in answer.heads.items():
+            for topic, head in sorted(answer.heads.items()):
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:

@@ -1,11 +1,11 @@
 """Stand-ins for the world around the code under test: time, ids, centers, a store in a temporary place."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from random import Random
 from string import ascii_letters, digits
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -15,7 +15,7 @@ from runtime.errors import RpcError, unreachable
 from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
-from runtime.store import SqliteStore
+from runtime.store import SqliteStore, Unit, run_batch
 from sync_bus import node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
@@ -145,11 +145,16 @@ def stamp(at_ms: int, counter: int = 0) -> Stamp:
 async def temporary_store(
     schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = ()
 ) -> AsyncIterator[SqliteStore]:
-    """A real store with a log and an inbox, gone afterwards."""
-    with TemporaryDirectory() as folder:
-        store = await SqliteStore.open(Path(folder) / "store.db", node.SCHEMA + schema)
-        try:
-            await store.write("prepare", node.prepare(topics, peers))
-            yield store
-        finally:
-            await store.close()
+    """The real store with a log and an inbox, in memory and without a thread."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(node.SCHEMA + schema)
+
+    async def hop(units: list[Unit[Any]]) -> list[Any]:
+        return run_batch(connection, units)
+
+    store = SqliteStore(hop, connection)
+    try:
+        await store.write("prepare", node.prepare(topics, peers))
+        yield store
+    finally:
+        await store.close()

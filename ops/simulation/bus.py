@@ -1,6 +1,7 @@
 """JetStream as its worst self: it forgets, repeats, reorders, and acknowledges what it then loses."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -27,13 +28,14 @@ class Broker:
     backlog: dict[str, list[tuple[str, LogEntry]]] = field(default_factory=dict)
     received: dict[tuple[str, str], list[LogEntry]] = field(default_factory=dict)
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)
-    arrived: Signal = field(default_factory=Signal)
+    arrived: dict[tuple[str, str], Signal] = field(default_factory=lambda: defaultdict(Signal))
 
     def wipe(self) -> None:
         """Loses everything: what waits to be sent, what was received, and what was acknowledged."""
         for kept in (self.published, self.backlog, self.received, self.acknowledged):
             kept.clear()
-        self.arrived.notify()
+        for arrived in self.arrived.values():
+            arrived.notify()
 
     def receive(self, source: str, role: str, entry: LogEntry) -> None:
         if not self.up:
@@ -43,7 +45,7 @@ class Broker:
         if self.random.random() < self.repeating:
             self.network.count("bus repeated")
             stream.append(self.random.choice(stream))
-        self.arrived.notify()
+        self.arrived[source, role].notify()
 
 
 class SimulatedBus:
@@ -79,14 +81,14 @@ class SimulatedBus:
         key = source, self._role
         position = self._broker.acknowledged.get(key, 0)
         while True:
-            arrived = self._broker.arrived.next()
+            signal = self._broker.arrived[key]
+            arrived = signal.next()
             await self._reach()
             stream = self._broker.received.get(key, [])
             position = min(position, len(stream))
             batch = stream[position : position + FETCH_ENTRIES_MAX]
             if not batch:
-                await self._broker.arrived.wait(arrived, 5.0)
-                self._brokers[source].network.count("bus idle")
+                await signal.wait(arrived, 5.0)
                 SimulatedBus(self._brokers, source, self._role)._forward(self._center)
                 continue
             position += len(batch)

@@ -13,8 +13,8 @@ from duohuo.v1.transfer_service_pb2 import (
     Application,
 )
 from ops.simulation.history import History, Operation, Outcome
-from ops.simulation.world import World, stored_form
 from ops.simulation.workload import Workload
+from ops.simulation.world import World, stored_form
 from runtime.ids import account_slot
 
 CREDIT, DEBIT, REFUND, TRANSFER = 4, 3, 5, 2
@@ -96,10 +96,7 @@ def _money(world: World, workload: Workload, history: History) -> Iterator[str]:
             if world.placement.home(slot) != name:
                 yield f"FENCE: {name}, not home of {account}, booked {transfer}"
             moved[transfer].append((kind, amount))
-        for transfer, state in center.disk.rows(
-            "transfer", "SELECT transfer_id, state FROM transfer"
-        ):
-            outcome[transfer] = state
+        outcome |= dict(center.disk.rows("transfer", "SELECT transfer_id, state FROM transfer"))
         (sums,) = center.disk.rows(
             "transfer",
             "SELECT coalesce(sum(CASE WHEN account_id LIKE 'transit.%' THEN balance END), 0),"
@@ -168,11 +165,7 @@ def _applications(
 def _accounts(world: World, workload: Workload, history: History) -> Iterator[str]:
     """DURABLE and MONOTONE on accounts, profiles and passwords."""
     for user in workload.users:
-        registered = [
-            one
-            for one in history.of("register", Outcome.OK)
-            if one.user == user.number
-        ]
+        registered = [one for one in history.of("register", Outcome.OK) if one.user == user.number]
         if not registered:
             continue
         edits = [one for one in history.of("edit") if one.user == user.number]
@@ -198,14 +191,17 @@ def _accounts(world: World, workload: Workload, history: History) -> Iterator[st
 
 
 def _last_writes(writes: list[Operation], fact: str, initial: str) -> set[str]:
-    """What one client's own writes, one after another, may have left."""
-    possible = {initial}
+    """What one client's own writes, one after another, may have left.
+
+    A write of unknown outcome was not read by those after it, so it may win over them.
+    """
+    last, unknown = initial, set()
     for write in writes:
         if write.outcome is Outcome.OK:
-            possible = {write.facts[fact]}
-        elif write.outcome is Outcome.UNKNOWN and fact in write.facts:
-            possible.add(write.facts[fact])
-    return possible
+            last = write.facts[fact]
+        elif write.outcome is Outcome.UNKNOWN:
+            unknown.add(write.facts[fact])
+    return {last, *unknown}
 
 
 def _balances_read(world: World, workload: Workload, history: History) -> Iterator[str]:

@@ -79,7 +79,10 @@ class Nemesis:
         self._tell(f"center {name} is killed")
         self._world.kill(name)
         await self._lasts(3)
-        if not center.alive:
+        self._start_again(name)
+
+    def _start_again(self, name: str) -> None:
+        if not self._world.centers[name].alive:
             self._tell(f"center {name} starts again")
             self._world.start(name)
 
@@ -93,9 +96,7 @@ class Nemesis:
         center.broker.up = False
         await self._lasts(30)
         center.broker.up = True
-        if not center.alive:
-            self._tell(f"center {name} comes back")
-            self._world.start(name)
+        self._start_again(name)
 
     async def _cut(self) -> None:
         first, second = self._random.sample(self._names, 2)

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import heapq
 from asyncio import base_events, events
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context, ContextVar, copy_context
 from hashlib import blake2b
 from random import Random
@@ -45,9 +45,9 @@ class Incarnation:
         for task in self.tasks:
             work = task.get_coro()
             if not task.done() and work is not None:
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                task._log_destroy_pending = False  # type: ignore[attr-defined] # not in typeshed
                 with contextlib.suppress(BaseException):
-                    work.close()  # type: ignore[union-attr]
+                    work.close()
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         # A strong reference, so that a killed process's tasks are not collected, which would close
@@ -75,20 +75,21 @@ class SimulatedLoop(base_events.BaseEventLoop):
     """Runs until its main coroutine ends; `digest` is a hash of the schedule it took."""
 
     _ready: Any
-    _scheduled: list[Any]
     _stopping: bool
 
     def __init__(self, seed: str) -> None:
         super().__init__()
         self._now_s = 0.0
         self._ready = []
+        self._timers: list[tuple[float, int, events.TimerHandle]] = []
+        self._timer_number = 0
         self._random = Random(f"schedule {seed}")
         self._created = 0
         self._hash = blake2b(digest_size=16)
         self.steps = 0
         self.processes: list[Incarnation] = []
         self.escaped: list[str] = []
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type] # a generic method
         self.set_exception_handler(self._on_unhandled)
 
     @property
@@ -106,14 +107,14 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Runs the simulation to its end, then forgets everything that still waits."""
         gc_was_on = gc.isenabled()
         gc.disable()
-        task = self.create_task(main)
+        task: asyncio.Task[T] = self.create_task(main)
         try:
             return self.run_until_complete(task)
         finally:
             for process in self.processes:
                 process.end()
             self._ready.clear()
-            self._scheduled.clear()
+            self._timers.clear()
             self.close()
             if gc_was_on:
                 gc.enable()
@@ -133,18 +134,26 @@ class SimulatedLoop(base_events.BaseEventLoop):
         error = context.get("exception")
         self.escaped.append(f"{context.get('message')}: {error!r}")
 
+    def call_at(  # type: ignore[override] # typeshed ties callback and arguments together
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> events.TimerHandle:
+        # Tuples compare without running Python code; asyncio's own heap of handles does not.
+        handle = events.TimerHandle(when, callback, args, self, context)
+        self._timer_number += 1
+        heapq.heappush(self._timers, (when, self._timer_number, handle))
+        return handle
+
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
+        ready, timers = self._ready, self._timers
         while True:
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
             if not ready:
-                while scheduled and scheduled[0]._cancelled:
-                    heapq.heappop(scheduled)._scheduled = False
-                if not scheduled:
+                if not timers:
                     raise LeftTheSimulation("nothing can run, and no timer is set")
-                self._now_s = max(self._now_s, scheduled[0]._when)
-            while scheduled and scheduled[0]._when <= self._now_s:
-                handle = heapq.heappop(scheduled)
-                handle._scheduled = False
+                self._now_s = max(self._now_s, timers[0][0])
+            while timers and timers[0][0] <= self._now_s:
+                handle: Any = heapq.heappop(timers)[2]
                 if not handle._cancelled:
                     ready.append(handle)
             if not ready:
@@ -165,7 +174,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
     def _forbidden(self, *_args: Any, **_kwargs: Any) -> Any:
         raise LeftTheSimulation("real threads, sockets and processes do not exist here")
 
-    run_in_executor = _forbidden
+    run_in_executor = _forbidden  # type: ignore[assignment] # it takes anything, to refuse it
     create_connection = _forbidden
     create_server = _forbidden
     getaddrinfo = _forbidden
@@ -173,10 +182,8 @@ class SimulatedLoop(base_events.BaseEventLoop):
     _add_reader = _forbidden
     _add_writer = _forbidden
 
-    def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Any:
-        return self.call_soon(callback, *args, context=context)
+    # The one thread there is.
+    call_soon_threadsafe = base_events.BaseEventLoop.call_soon
 
     def _check_closed(self) -> None:
         """What is collected after the run may still ask for callbacks; they never run."""

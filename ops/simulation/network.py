@@ -85,7 +85,7 @@ class Network:
             copies = 2
         for _ in range(copies):
             if self.passes(source, target):
-                deliver = partial(self._deliver, source, target, call, answered)
+                deliver = partial(self._deliver, source, target, call, answered, copies > 1)
                 self.later(self.delay_s(source, target), deliver)
         try:
             async with asyncio.timeout(call.timeout_s):
@@ -100,12 +100,17 @@ class Network:
             ) from None
 
     def _deliver(
-        self, source: str, target: str, call: Call, answered: "asyncio.Future[Reply]"
+        self,
+        source: str,
+        target: str,
+        call: Call,
+        answered: "asyncio.Future[Reply]",
+        another: bool,
     ) -> None:
         process, endpoint = self._servers.get(target, (None, None))
         self._loop.note(f"{source}>{target} {call.method.name}")
         if process is None or endpoint is None or process.dead:
-            refused = unreachable(target, ran=False)
+            refused = unreachable(target, ran=another)
             if self.passes(target, source):
                 self.later(self.delay_s(source, target), _settle, answered, None, refused)
             return
@@ -199,9 +204,7 @@ def _between_centers(source: str, target: str) -> bool:
     return source != "client" and target != "client"
 
 
-def _settle(
-    answered: "asyncio.Future[Reply]", reply: Reply | None, error: RpcError | None
-) -> None:
+def _settle(answered: "asyncio.Future[Reply]", reply: Reply | None, error: RpcError | None) -> None:
     if answered.done():
         return
     if error is not None:

@@ -126,9 +126,9 @@ async def _settle(world: World, history: History) -> None:
     while True:
         report = verify.judge(await world.facts(), names)
         still_open = sum(
-            center.disk.rows(
-                "transfer", "SELECT count(*) FROM application WHERE state IN (1, 2)"
-            )[0][0]
+            center.disk.rows("transfer", "SELECT count(*) FROM application WHERE state IN (1, 2)")[
+                0
+            ][0]
             for center in world.centers.values()
         )
         if report.passed and not still_open:
@@ -153,3 +153,20 @@ def _memory() -> str | None:
     """A directory in memory, where there is one: the disks of a simulation are thrown away."""
     shared = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
     return str(shared) if shared.is_dir() else None
+
+
+def describe(result: Result, setup: Setup) -> str:
+    """A failing seed for people: what broke, how to see it again, and what led there."""
+    shown = result.timeline[-TIMELINE_LINES:]
+    return "\n".join(
+        [
+            f"seed {result.seed} BROKE {len(result.broken)} promises:",
+            *(f"  {broken}" for broken in result.broken[:20]),
+            f"the last {len(shown)} of {len(result.timeline)} things that happened:",
+            *(f"  {line}" for line in shown),
+            (
+                f"replay: duohuo simulate --seed {result.seed} --centers {setup.centers}"
+                f" --minutes {setup.minutes:g}"
+            ),
+        ]
+    )

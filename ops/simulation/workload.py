@@ -264,9 +264,7 @@ class Workload:
             request.payee_account_id = payee.account_id
         else:
             request.payee_identifier = payee.identifier
-        await self._call(
-            operation, user, "TransferService/Transfer", request, TransferResult
-        )
+        await self._call(operation, user, "TransferService/Transfer", request, TransferResult)
 
     async def _apply(self, user: User) -> None:
         payee = self._payee(user)
@@ -292,9 +290,7 @@ class Workload:
         wanted = user.applications[-1]
         operation = self._begin("cancel", user, application=wanted)
         request = CancelApplicationRequest(application_id=wanted)
-        await self._call(
-            operation, user, "TransferService/CancelApplication", request, Application
-        )
+        await self._call(operation, user, "TransferService/CancelApplication", request, Application)
 
     async def _edit(self, user: User) -> None:
         user.edits += 1
@@ -309,7 +305,7 @@ class Workload:
 
     async def _change_password(self, user: User) -> None:
         new = f"secret-{user.number}-{self._ids.unique()[-6:]}"
-        operation = self._begin("change password", user)
+        operation = self._begin("change password", user, new=stored_form(new))
         request = ChangePasswordRequest(
             account_id=user.account_id,
             old_password=user.password,
@@ -319,7 +315,6 @@ class Workload:
         await self._call(
             operation, user, "AccountService/ChangePassword", request, ChangePasswordResponse
         )
-        operation.facts["new"] = stored_form(new)
         if operation.outcome is Outcome.OK:
             user.password, user.maybe_passwords = new, []
         elif operation.outcome is Outcome.UNKNOWN:

@@ -119,11 +119,16 @@ async def test_preparing_again_changes_nothing(store: SqliteStore) -> None:
     assert (await store.read(log.confirmations("b")))["accounts"] == 1
 
 
+async def test_a_store_of_a_smaller_mesh_needs_preparing(store: SqliteStore) -> None:
+    assert await store.read(node.is_prepared([ACCOUNTS, OTHER], ["b", "c"]))
+    assert not await store.read(node.is_prepared([ACCOUNTS, OTHER], ["b", "c", "d"]))
+    assert not await store.read(node.is_prepared([ACCOUNTS], ["b", "c"]))
+
+
 async def test_the_clock_starts_above_everything_written_or_applied(store: SqliteStore) -> None:
     await store.write("append", log.append(ACCOUNTS, stamp(9), created("late")))
     await store.write("append", log.append(ACCOUNTS, stamp(3), created("early")))
-    prepare = node.prepare([ACCOUNTS, OTHER], ["b", "c"])
-    assert await store.write("prepare", prepare) == stamp(9).hlc
+    assert await store.read(log.latest_hlc()) == stamp(9).hlc
     applied = stamp(12).hlc
     await store.write("applied", query("UPDATE cursor SET hlc = ? WHERE source = 'c'", applied))
     assert await store.read(log.latest_hlc()) == applied

@@ -1,0 +1,154 @@
+"""Two or more centers' ledgers, and the roads between them under a test's control."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from duohuo.internal.v1.log_pb2 import LogRecord
+from runtime.store import SqliteStore, query
+from sync_bus import inbox, log
+from sync_bus.inbox import Arrival, Outcome
+from sync_bus.log import Road
+from sync_bus.site import Site
+from tests.fakes import FakeClock, site, temporary_store
+from transfer_svc import app, ledger, transfers
+from transfer_svc.inbound import Inbound
+from transfer_svc.rules import Order
+from transfer_svc.transfers import TransferRow
+
+
+@dataclass
+class Center:
+    """One center's transfer service, without its RPCs and tasks."""
+
+    site: Site
+    store: SqliteStore
+
+    async def balance(self, account: str) -> int:
+        """What this center thinks that the account has."""
+        found = await self.store.read(ledger.find(account))
+        return found.balance if found else 0
+
+    async def transfer(self, payer: str, transfer_id: str) -> TransferRow | None:
+        return await self.store.read(transfers.find(payer, transfer_id))
+
+    async def kinds(self) -> list[str]:
+        """What the ledger's log tells the other centers, in order."""
+        entries = await self.store.read(log.read_after("ledger", 0, 1000))
+        bodies = [LogRecord.FromString(entry.record).WhichOneof("body") for entry in entries]
+        return [body or "" for body in bodies]
+
+    async def books(self) -> dict[str, int]:
+        """The sum of all accounts this center keeps, by currency."""
+        rows = await self.store.read(
+            query(
+                "SELECT currency, sum(balance) FROM ledger_account WHERE center = ? GROUP BY currency",
+                self.site.here,
+            )
+        )
+        return dict(rows)
+
+    async def user_balances(self) -> dict[str, int]:
+        rows = await self.store.read(
+            query(
+                "SELECT account_id, balance FROM ledger_account WHERE center = ?"
+                " AND account_id NOT LIKE '%.%'",
+                self.site.here,
+            )
+        )
+        return dict(rows)
+
+
+@dataclass
+class Bank:
+    """Centers by name."""
+
+    centers: dict[str, Center] = field(default_factory=dict)
+
+    def home(self, account: str) -> Center:
+        anywhere = next(iter(self.centers.values()))
+        return self.centers[anywhere.site.home_of(account)]
+
+    async def deposit(
+        self, account: str, minor_units: int, deposit_id: str, currency: str = "CNY"
+    ) -> TransferRow:
+        home = self.home(account)
+        outside = ledger.external(home.site.here, currency)
+        order = Order(deposit_id, outside, account, currency, minor_units, "", b"body")
+        stamp = home.site.stamps.now()
+        return await home.store.write(
+            "deposit", transfers.decide(home.site.here, order, home.site.here, "", stamp)
+        )
+
+    async def pay(
+        self,
+        payer: str,
+        payee: str,
+        minor_units: int,
+        transfer_id: str,
+        currency: str = "CNY",
+        *,
+        body: bytes = b"body",
+        refused: str = "",
+        application: str = "",
+    ) -> TransferRow:
+        """Has the payer's home decide."""
+        home, payee_home = self.home(payer), self.home(payee).site.here
+        order = Order(transfer_id, payer, payee, currency, minor_units, "", body, application)
+        unit = transfers.decide(
+            home.site.here, order, payee_home, refused, home.site.stamps.now()
+        )
+        return await home.store.write("decide", unit)
+
+    async def deliver(
+        self, source: str, target: str, limit: int = 1000, again: int = 0
+    ) -> list[Outcome]:
+        """Brings entries that come next, or `again` earlier ones, from one center to another."""
+        here = self.centers[target]
+        cursor = (await here.store.read(inbox.cursors(source)))["ledger"]
+        entries = await self.centers[source].store.read(
+            log.read_after("ledger", max(0, cursor - again), limit)
+        )
+        arrivals = [
+            Arrival(entry, LogRecord.FromString(entry.record), here.site.stamps.now())
+            for entry in entries
+        ]
+        unit = inbox.apply(source, arrivals, Road.JETSTREAM, Inbound(here.site).apply)
+        return await here.store.write("apply", unit)
+
+    async def settle(self) -> None:
+        """Delivers until nothing is on its way."""
+        pairs = [(a, b) for a in self.centers for b in self.centers if a != b]
+        while [moved for pair in pairs for moved in await self.deliver(*pair)]:
+            pass
+
+    async def transit(self) -> dict[str, int]:
+        """What is on its way, summed over all centers, by currency; nothing is left out."""
+        found: dict[str, int] = defaultdict(int)
+        for center in self.centers.values():
+            rows = await center.store.read(
+                query(
+                    "SELECT currency, balance FROM ledger_account WHERE center = ?"
+                    " AND account_id LIKE 'transit.%'",
+                    center.site.here,
+                )
+            )
+            for currency, balance in rows:
+                found[currency] += balance
+        return dict(found)
+
+
+@asynccontextmanager
+async def bank(*names: str) -> AsyncIterator[Bank]:
+    """A bank whose centers have never heard of each other's entries."""
+    clock = FakeClock()
+    made = Bank()
+    async with AsyncExitStack() as stack:
+        for name in names:
+            peers = [other for other in names if other != name]
+            store = await stack.enter_async_context(
+                temporary_store(app.SCHEMA, app.TOPICS, peers)
+            )
+            made.centers[name] = Center(site(name, *names, clock=clock), store)
+        yield made

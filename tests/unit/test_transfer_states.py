@@ -1,0 +1,143 @@
+"""The two state machines: what is in their tables happens, everything else is an error."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duohuo.v1.transfer_service_pb2 import (
+    TRANSFER_STATE_CREDITED,
+    TRANSFER_STATE_DEBITED,
+    TRANSFER_STATE_FAILED,
+    TRANSFER_STATE_REFUNDED,
+    ApplicationState,
+    TransferState,
+)
+from transfer_svc.states import (
+    APPLICATION_OPEN,
+    Decision,
+    IllegalTransition,
+    TransferEvent,
+    decision_of,
+    next_application_state,
+    next_transfer_state,
+)
+
+# What each state becomes; "-" is an error.
+APPLICATION = """
+              DEBITED    SUCCEEDED  FAILED     CANCELLED  EXPIRED
+UNSPECIFIED   -          -          -          -          -
+QUEUED        DELIVERED  SUCCEEDED  FAILED     CANCELLED  EXPIRED
+DELIVERED     DELIVERED  SUCCEEDED  FAILED     -          -
+SUCCEEDED     SUCCEEDED  SUCCEEDED  -          -          -
+FAILED        FAILED     -          FAILED     -          -
+CANCELLED     -          -          -          CANCELLED  -
+EXPIRED       -          -          -          -          EXPIRED
+"""
+TRANSFER = """
+              CREDITED   REFUSED
+UNSPECIFIED   -          -
+FAILED        -          -
+DEBITED       CREDITED   REFUNDED
+CREDITED      CREDITED   -
+REFUNDED      -          REFUNDED
+"""
+Cell = tuple[str, str, str]
+
+
+def cells(table: str) -> list[Cell]:
+    """(state, event, next state) of each cell."""
+    events, *rows = [line.split() for line in table.strip().splitlines()]
+    return [
+        (state, event, found)
+        for state, *nexts in rows
+        for event, found in zip(events, nexts, strict=True)
+    ]
+
+
+def application_state(name: str) -> ApplicationState.ValueType:
+    return ApplicationState.Value(f"APPLICATION_STATE_{name}")
+
+
+def transfer_state(name: str) -> TransferState.ValueType:
+    return TransferState.Value(f"TRANSFER_STATE_{name}")
+
+
+def test_the_tables_here_are_complete() -> None:
+    applied = {(application_state(state), Decision[event]) for state, event, _ in cells(APPLICATION)}
+    moved = {(transfer_state(state), TransferEvent[event]) for state, event, _ in cells(TRANSFER)}
+    assert applied == set(product(ApplicationState.values(), Decision))
+    assert moved == set(product(TransferState.values(), TransferEvent))
+
+
+@pytest.mark.parametrize(("state", "event", "found"), cells(APPLICATION))
+def test_an_application_moves_by_its_table(state: str, event: str, found: str) -> None:
+    if found == "-":
+        with pytest.raises(IllegalTransition, match=state):
+            next_application_state(application_state(state), Decision[event])
+    else:
+        moved = next_application_state(application_state(state), Decision[event])
+        assert moved == application_state(found)
+
+
+@pytest.mark.parametrize(("state", "event", "found"), cells(TRANSFER))
+def test_a_transfer_moves_by_its_table(state: str, event: str, found: str) -> None:
+    if found == "-":
+        with pytest.raises(IllegalTransition, match=state):
+            next_transfer_state(transfer_state(state), TransferEvent[event])
+    else:
+        assert next_transfer_state(transfer_state(state), TransferEvent[event]) == transfer_state(found)
+
+
+@given(st.lists(st.sampled_from(Decision)))
+def test_an_application_that_has_ended_stays_as_it_is(decisions: list[Decision]) -> None:
+    state = application_state("QUEUED")
+    for decision in decisions:
+        before = state
+        try:
+            state = next_application_state(state, decision)
+        except IllegalTransition:
+            continue
+        assert before in APPLICATION_OPEN or state == before
+
+
+@given(st.lists(st.sampled_from(TransferEvent)))
+def test_a_transfer_that_was_settled_stays_as_it_is(events: list[TransferEvent]) -> None:
+    state = TRANSFER_STATE_DEBITED
+    for event in events:
+        before = state
+        try:
+            state = next_transfer_state(state, event)
+        except IllegalTransition:
+            continue
+        assert before == TRANSFER_STATE_DEBITED or state == before
+
+
+def test_an_application_has_exactly_four_ends() -> None:
+    names = {state for state, _, _ in cells(APPLICATION)} - {"UNSPECIFIED"}
+    ends = {name for name in names if application_state(name) not in APPLICATION_OPEN}
+    assert ends == {"SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "decision"),
+    [
+        (TRANSFER_STATE_DEBITED, "", Decision.DEBITED),
+        (TRANSFER_STATE_CREDITED, "", Decision.SUCCEEDED),
+        (TRANSFER_STATE_FAILED, "INSUFFICIENT_FUNDS", Decision.FAILED),
+        (TRANSFER_STATE_FAILED, "IDEMPOTENCY_CONFLICT", Decision.FAILED),
+        (TRANSFER_STATE_FAILED, "CANCELLED", Decision.CANCELLED),
+        (TRANSFER_STATE_FAILED, "EXPIRED", Decision.EXPIRED),
+        (TRANSFER_STATE_REFUNDED, "CURRENCY_MISMATCH", Decision.FAILED),
+    ],
+)
+def test_an_application_hears_what_became_of_its_transfer(
+    state: TransferState.ValueType, reason: str, decision: Decision
+) -> None:
+    assert decision_of(state, reason) is decision
+
+
+def test_a_transfer_without_a_state_decides_nothing() -> None:
+    with pytest.raises(IllegalTransition):
+        decision_of(transfer_state("UNSPECIFIED"), "")
