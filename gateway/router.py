@@ -22,6 +22,8 @@ from runtime.placement import Placement
 from runtime.wire import MalformedMessage, string_field
 
 FAILOVER_TIMEOUT_S = 2.0
+ANSWER_MARGIN_S = 0.1
+"""Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 _ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET"})
 
@@ -38,7 +40,8 @@ class Router:
         self._clock = clock
 
     async def unary(self, call: Call) -> Reply:
-        deadline_ms = self._clock.monotonic_ms() + int(call.timeout_s * 1000)
+        timeout_s = max(call.timeout_s - ANSWER_MARGIN_S, call.timeout_s / 2)
+        deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
         wanted = self._targets(call)
         metadata = await self._metadata(call)
         errors: list[RpcError] = []

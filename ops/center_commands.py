@@ -60,6 +60,7 @@ async def up(
     from dataclasses import asdict
 
     from ops import supervisor
+    from ops.local_config import StartError
     from ops.mesh_file import MeshView
 
     state = _state(context)
@@ -76,7 +77,7 @@ async def up(
         code = await supervisor.run(
             centers.split(","), state, port_base, wan_latency_ms, split, announce
         )
-    except supervisor.StartError as error:
+    except StartError as error:
         raise Failure(str(error)) from None
     raise typer.Exit(code)
 

@@ -1,6 +1,7 @@
 """One process on this machine: start it, know when it is ready, end it.
 
-Its output goes to a log. It never outlives the process that started it, whatever ends that one.
+Read it from the bottom: `Child` is all that others use. No child outlives the process that started
+it, whatever ends that one.
 """
 
 import asyncio
@@ -96,6 +97,7 @@ class Child:
                 os.killpg(pid, number)
 
     async def wait_ended(self) -> None:
+        """Until it has ended. Returns at once if it was never started."""
         if self.ended is not None:
             await asyncio.wait([self.ended])
 

@@ -26,8 +26,8 @@ class StartError(Exception):
     """The mesh did not start, and nothing of it is left running. The message is for people."""
 
 
-def nats_server() -> str:
-    """The program, from where this Python's packages were installed."""
+def find_nats_server() -> str:
+    """The program, from where this Python's packages were installed. Raises StartError."""
     ours = Path(sys.executable).with_name("nats-server")
     found = str(ours) if ours.exists() else shutil.which("nats-server")
     if found is None:
@@ -36,6 +36,7 @@ def nats_server() -> str:
 
 
 def check_ports(wanted: Iterable[tuple[int, str]]) -> None:
+    """Raises StartError if one of these ports cannot be had. Each comes with what it is for."""
     for port, purpose in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +52,7 @@ def check_ports(wanted: Iterable[tuple[int, str]]) -> None:
 
 @contextmanager
 def locked(state_dir: Path) -> Iterator[None]:
-    """Makes the state directory and holds it, so that only one mesh uses it."""
+    """Makes the state directory and holds it, so that only one mesh uses it. Raises StartError."""
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(state_dir / mesh_file.LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
@@ -80,6 +81,7 @@ def roles_by_process(*, split: bool) -> dict[str, Sequence[str]]:
 
 
 def config_name(process: str) -> str:
+    """The name of a process's settings file, in the directory of its center."""
     return "center.toml" if process == "serve" else f"{process}.toml"
 
 
@@ -142,6 +144,7 @@ def _secret(path: Path) -> str:
 
 
 def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
+    """Makes the directories of all centers, and every file their processes read. Raises OSError."""
     password = _secret(state_dir / mesh_file.NATS_PASSWORD_NAME)
     _secret(state_dir / mesh_file.OPERATOR_TOKEN_NAME)
     processes = roles_by_process(split=split)

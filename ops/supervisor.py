@@ -1,7 +1,7 @@
 """Runs a whole mesh on this machine: NATS servers, services, and the links between the centers.
 
 Read it from the bottom: `run` is what `duohuo up` does, `Supervisor` holds the mesh, `_Center` the
-processes of one center. No child outlives the supervisor, whatever ends it.
+processes of one center (each is a `Child`). No child outlives the supervisor, whatever ends it.
 """
 
 import asyncio
@@ -14,11 +14,21 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ops import local_config, mesh_file
+from ops import mesh_file
 from ops.child import Child
 from ops.control import Answer, ControlError, ControlServer
 from ops.links import Links
-from ops.local_config import StartError
+from ops.local_config import (
+    StartError,
+    check_ports,
+    config_name,
+    environment,
+    find_nats_server,
+    locked,
+    roles_by_process,
+    settings,
+    write_configs,
+)
 from ops.mesh_file import CenterState, CenterView, MeshView
 from ops.ports import HOST, CenterPorts, address, plan
 
@@ -234,40 +244,29 @@ class Supervisor:
         self._operations: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._holding = ExitStack()
-        nats_server = local_config.nats_server()
-        processes = local_config.roles_by_process(split=split)
+        nats_server = find_nats_server()
+        processes = roles_by_process(split=split)
         self._centers = {}
         for name, own in self._ports.centers.items():
             directory = self._state_dir / name
             commands = {"nats": [nats_server, "-c", str(directory / "nats.conf")]} | {
-                process: [
-                    *serve_command,
-                    "--config",
-                    str(directory / local_config.config_name(process)),
-                ]
+                process: [*serve_command, "--config", str(directory / config_name(process))]
                 for process in processes
             }
-            decided = local_config.settings(
-                name, processes, next(iter(processes)), self._ports, state_dir
-            )
+            decided = settings(name, processes, next(iter(processes)), self._ports, state_dir)
             children = [
-                Child(
-                    process,
-                    command,
-                    local_config.environment(decided),
-                    directory / f"{process}.log",
-                )
+                Child(process, command, environment(decided), directory / f"{process}.log")
                 for process, command in commands.items()
             ]
             self._centers[name] = _Center(name, own, directory, children, self._publish, say)
 
     async def start(self) -> MeshView:
         """Starts everything and waits until it is ready. Raises StartError; then call `stop`."""
-        self._holding.enter_context(local_config.locked(self._state_dir))
-        local_config.check_ports(self._ports.listening(split=self._split))
+        self._holding.enter_context(locked(self._state_dir))
+        check_ports(self._ports.listening(split=self._split))
         try:
             mesh_file.remove(self._state_dir)
-            local_config.write_configs(self._state_dir, self._ports, split=self._split)
+            write_configs(self._state_dir, self._ports, split=self._split)
             await self._links.open()
             await self._control.open(self._ports.supervisor)
         except OSError as error:

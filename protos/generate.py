@@ -15,11 +15,13 @@ def main() -> int:
     arguments = [
         "protoc",
         f"--plugin=protoc-gen-mypy={bin_dir / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={bin_dir / 'protoc-gen-mypy_grpc'}",
         f"--proto_path={ROOT}",
         f"--proto_path={files('grpc_tools') / '_proto'}",
         f"--python_out={out}",
         f"--grpc_python_out={out}",
         f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
         *(str(path) for path in sorted(ROOT.glob("duohuo/**/*.proto"))),
     ]
     return int(protoc.main(arguments))

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from random import Random
 from string import ascii_letters, digits
 from typing import Any
@@ -53,7 +54,7 @@ class SeededIds:
     """The same ids in every run."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._random = Random(seed)
+        self._random = Random(seed)  # noqa: S311 - nobody guards anything with it
         self._count = 0
 
     def unique(self) -> str:
@@ -86,10 +87,10 @@ def says(message: Message) -> Answer:
 
 
 def fails(error: RpcError) -> Answer:
-    """Always the same error."""
+    """Always the same error, each time a new one: whoever passes it on may add to it."""
 
     def answer(_call: Call) -> Reply:
-        raise error
+        raise copy(error)
 
     return answer
 
@@ -97,7 +98,11 @@ def fails(error: RpcError) -> Answer:
 def in_turn(*answers: Answer) -> Answer:
     """One answer after the other; asking more often is a fault of the test."""
     left: Iterator[Answer] = iter(answers)
-    return lambda call: next(left)(call)
+
+    def answer(call: Call) -> Reply:
+        return next(left)(call)
+
+    return answer
 
 
 def placement(*centers: str, epoch: int = 1) -> Placement:
@@ -129,9 +134,12 @@ def see(seen_from: Mesh, center: str, *, answering: bool) -> None:
 def site(here: str, *centers: str, clock: FakeClock | None = None) -> Site:
     """What a service at `here` is handed, in a mesh where nobody answers."""
     clock = clock or FakeClock()
-    stamps = Stamps(clock, HybridClock(clock))
     return Site(
-        mesh(here, *centers, clock=clock), placement(*centers), stamps, SeededIds(), Random(0)
+        mesh(here, *centers, clock=clock),
+        placement(*centers),
+        Stamps(clock, HybridClock(clock)),
+        SeededIds(),
+        Random(0),  # noqa: S311 - as above
     )
 
 

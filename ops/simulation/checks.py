@@ -128,7 +128,7 @@ def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> 
     if one.outcome is Outcome.OK and not effective and one.result.state == TRANSFER_STATE_CREDITED:
         yield f"DURABLE: {one} did not stay"
     if one.outcome is Outcome.REFUSED and entries and effective:
-        yield f"ONCE: {one} but it moved {entries}"
+        yield f"CLEAR: {one} but it moved {entries}"
 
 
 def _applications(

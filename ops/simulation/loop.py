@@ -123,7 +123,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self, _loop: events.AbstractEventLoop, work: Coroutine[Any, Any, T], **kwargs: Any
     ) -> "asyncio.Task[T]":
         self._created += 1
-        task = _OrderedTask(work, loop=self, number=self._created, **kwargs)
+        task: asyncio.Task[T] = _OrderedTask(work, loop=self, number=self._created, **kwargs)
         context: Context | None = kwargs.get("context")
         process = context.get(PROCESS) if context is not None else PROCESS.get()
         if process is not None:

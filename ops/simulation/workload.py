@@ -94,9 +94,11 @@ class Workload:
         while not user.account_id:
             await self._register(user)
             await self._think(think_s)
+        await self._contest(user)
         await self._deposit(user, 1000)
         actions = (
             *(self._transfer,) * 6,
+            *(self._spend_twice,) * 1,
             *(self._apply,) * 3,
             *(self._login,) * 4,
             *(self._edit,) * 3,
@@ -149,6 +151,8 @@ class Workload:
                     user.token = ""
                     if await self._login(user):
                         continue
+                # Half of them take "it did not run" at its word, and do not ask again.
+                again = again and (error.ran or self._random.random() < 0.5)
                 if again and not only_at and attempt < ATTEMPTS_MAX - 1:
                     await self._think(0.3)
                     continue
@@ -193,6 +197,16 @@ class Workload:
         account = await self._call(operation, user, "AccountService/Register", request, Account)
         if account is not None:
             user.account_id = account.account_id
+
+    async def _contest(self, user: User) -> None:
+        """UNIQUE: all users want this identifier, each at some other gateway."""
+        operation = self._begin("contest", user)
+        request = RegisterRequest(
+            identifier="contested@example.com",
+            password=user.password,
+            request_id=f"contest-{user.number}",
+        )
+        await self._call(operation, user, "AccountService/Register", request, Account)
 
     async def _deposit(self, user: User, amount: int) -> None:
         """An operator's deposit at the account's home, repeated until it is certain."""
@@ -250,8 +264,17 @@ class Workload:
         return bool(rows) and rows[0][0] == stored_form(user.password)
 
     async def _transfer(self, user: User) -> None:
+        await self._send(user, self._random.choice((1, 10, 50, 200, 900)))
+
+    async def _spend_twice(self, user: User) -> None:
+        """NO-OVERDRAFT: everything there is, to two payees at once."""
+        found = await self._balance(user)
+        if found is not None and found.balance.minor_units > 0:
+            whole = found.balance.minor_units
+            await asyncio.gather(self._send(user, whole), self._send(user, whole))
+
+    async def _send(self, user: User, amount: int) -> None:
         payee = self._payee(user)
-        amount = self._random.choice((1, 10, 50, 200, 900))
         operation = self._begin(
             "transfer", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
@@ -320,10 +343,10 @@ class Workload:
         elif operation.outcome is Outcome.UNKNOWN:
             user.maybe_passwords.append(new)
 
-    async def _balance(self, user: User) -> None:
+    async def _balance(self, user: User) -> Balance | None:
         operation = self._begin("balance", user)
         request = GetBalanceRequest(account_id=user.account_id)
-        await self._call(operation, user, "TransferService/GetBalance", request, Balance)
+        return await self._call(operation, user, "TransferService/GetBalance", request, Balance)
 
     async def _look(self, user: User) -> None:
         """The reads that change nothing: they must only be clear when they fail."""

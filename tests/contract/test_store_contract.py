@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -204,10 +205,11 @@ async def test_a_reading_unit_cannot_write(store: Store) -> None:
 
 
 async def test_closing_finishes_what_waits(store: Store, backend: Backend) -> None:
-    waiting = [asyncio.ensure_future(store.write("put", put(f"{n}"))) for n in range(10)]
+    """More than one commit takes."""
+    waiting = [asyncio.ensure_future(store.write("put", put(f"{n}"))) for n in range(1200)]
     await asyncio.wait(waiting, timeout=0)
     await backend.close()
-    assert len(await asyncio.gather(*waiting)) == len(committed_names(backend)) == 10
+    assert len(await asyncio.gather(*waiting)) == len(committed_names(backend)) == 1200
 
 
 async def test_a_store_opened_again_holds_what_was_written(store: Store, backend: Backend) -> None:
@@ -216,16 +218,21 @@ async def test_a_store_opened_again_holds_what_was_written(store: Store, backend
     assert await (await backend.open()).read(names()) == ["x"]
 
 
-async def test_what_was_acknowledged_survives_kill_9(backend: Backend, tmp_path: Path) -> None:
-    name = next(name for name, kind in BACKENDS.items() if isinstance(backend, kind))
-    program = [sys.executable, "-m", "tests.contract.acknowledging_writer", name, str(tmp_path)]
+def run_and_kill(program: list[str]) -> set[str]:
+    """What a program had printed, in whole lines, when it was killed amid its work."""
     child = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert child.stdout is not None
     with child.stdout as printed:
         lines = list(itertools.islice(printed, ACKNOWLEDGED_BEFORE_THE_KILL))
         child.kill()
         lines += printed
-    child.wait()
-    acknowledged = {line.rstrip("\n") for line in lines if line.endswith("\n")}
+    assert child.wait() == -signal.SIGKILL
+    return {line.rstrip("\n") for line in lines if line.endswith("\n")}
+
+
+async def test_what_was_acknowledged_survives_kill_9(backend: Backend, tmp_path: Path) -> None:
+    name = next(name for name, kind in BACKENDS.items() if isinstance(backend, kind))
+    program = [sys.executable, "-m", "tests.contract.acknowledging_writer", name, str(tmp_path)]
+    acknowledged = await asyncio.to_thread(run_and_kill, program)
     assert len(acknowledged) >= ACKNOWLEDGED_BEFORE_THE_KILL
     assert acknowledged <= set(await (await backend.open()).read(names()))

@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -174,7 +175,7 @@ def test_another_users_account_is_none_of_yours(mesh: RunningMesh) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             stub.GetBalance(
                 transfer_service_pb2.GetBalanceRequest(account_id=victim),
-                metadata=[("authorization", f"Bearer {token}")],
+                metadata=(("authorization", f"Bearer {token}"),),
                 timeout=5,
             )
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -251,11 +252,11 @@ def test_verify_passes(mesh: RunningMesh) -> None:
 
 def test_health_and_reflection_answer_any_grpc_client(mesh: RunningMesh) -> None:
     with grpc.insecure_channel(mesh.described["centers"]["a"]["gateway"]) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", "duohuo.v1.TransferService"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         (answer,) = reflection.ServerReflectionInfo(iter([asked]), timeout=5)
         names = {service.name for service in answer.list_services_response.service}
@@ -280,7 +281,8 @@ def test_plain_generated_stubs_do_everything_at_any_gateway(mesh: RunningMesh) -
             ),
             timeout=10,
         )
-        metadata = dict(call.trailing_metadata() or ())
+        trailing: Any = call.trailing_metadata()
+        metadata = dict(trailing)
         assert account.home_center == metadata["duohuo-home"] == metadata["duohuo-served-by"] == "a"
         session = session_service_pb2_grpc.SessionServiceStub(channel).Login(
             session_service_pb2.LoginRequest(identifier=identifier, password=PASSWORD), timeout=10
@@ -292,10 +294,10 @@ def test_plain_generated_stubs_do_everything_at_any_gateway(mesh: RunningMesh) -
                 update_mask=FieldMask(paths=["display_name"]),
                 request_id=str(uuid4()),
             ),
-            metadata=[
+            metadata=(
                 ("authorization", f"Bearer {session.token}"),
                 ("duohuo-causal", str(metadata["duohuo-causal"])),
-            ],
+            ),
             timeout=10,
         )
         assert edited.profile.display_name == "Plain"
@@ -304,7 +306,7 @@ def test_plain_generated_stubs_do_everything_at_any_gateway(mesh: RunningMesh) -
 def test_watched_applications_stream_to_their_decision(mesh: RunningMesh) -> None:
     payer, payee = new_user(mesh.cli, "a", 100), new_user(mesh.cli, "a")
     account_id = mesh.cli.json("whoami", payer)["account_id"]
-    metadata = [("authorization", f"Bearer {_token(mesh.cli, payer)}")]
+    metadata = (("authorization", f"Bearer {_token(mesh.cli, payer)}"),)
     with grpc.insecure_channel(mesh.described["centers"]["b"]["gateway"]) as channel:
         stub = transfer_service_pb2_grpc.TransferServiceStub(channel)
         stub.ApplyTransfer(
@@ -348,7 +350,8 @@ def test_a_refusal_carries_rich_details(mesh: RunningMesh) -> None:
                 ),
                 timeout=5,
             )
-    details = dict(refused.value.trailing_metadata())["grpc-status-details-bin"]
+    trailing: Any = refused.value.trailing_metadata()
+    details = dict(trailing)["grpc-status-details-bin"]
     status = status_pb2.Status.FromString(details)
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info)

@@ -23,9 +23,10 @@ import pytest
 from duohuo.internal.v1.log_pb2 import LogEntry
 from ops import mesh_file, supervisor
 from ops.control import ControlError, request
+from ops.local_config import StartError
 from ops.mesh_file import MeshView, NoMesh
 from ops.ports import plan
-from ops.supervisor import StartError, Supervisor
+from ops.supervisor import Supervisor
 from runtime.config import load
 from sync_bus.bus import BusFault
 from sync_bus.jetstream import JetStreamBus, NatsAccess
@@ -50,7 +51,8 @@ while True:
 """
 MAIN = """
 import asyncio, pathlib, sys
-from ops.supervisor import StartError, run
+from ops.local_config import StartError
+from ops.supervisor import run
 def announce(mesh):
     print("up", *(pid for center in mesh.centers.values() for pid in center.pids.values()), flush=True)
 try:

@@ -96,9 +96,7 @@ class Bank:
         """Has the payer's home decide."""
         home, payee_home = self.home(payer), self.home(payee).site.here
         order = Order(transfer_id, payer, payee, currency, minor_units, "", body, application)
-        unit = transfers.decide(
-            home.site.here, order, payee_home, refused, home.site.stamps.now()
-        )
+        unit = transfers.decide(home.site.here, order, payee_home, refused, home.site.stamps.now())
         return await home.store.write("decide", unit)
 
     async def deliver(
@@ -147,8 +145,6 @@ async def bank(*names: str) -> AsyncIterator[Bank]:
     async with AsyncExitStack() as stack:
         for name in names:
             peers = [other for other in names if other != name]
-            store = await stack.enter_async_context(
-                temporary_store(app.SCHEMA, app.TOPICS, peers)
-            )
+            store = await stack.enter_async_context(temporary_store(app.SCHEMA, app.TOPICS, peers))
             made.centers[name] = Center(site(name, *names, clock=clock), store)
         yield made

@@ -98,5 +98,5 @@ def test_an_unknown_name_in_the_file_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.toml"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load(tmp_path / "nothing.toml", **GOOD)

@@ -29,7 +29,9 @@ def test_an_error_survives_its_journey(error: RpcError) -> None:
 
 
 @given(errors)
-def test_every_error_says_its_reason_and_whether_it_ran_in_the_standard_way(error: RpcError) -> None:
+def test_every_error_says_its_reason_and_whether_it_ran_in_the_standard_way(
+    error: RpcError,
+) -> None:
     """Clients without our code read google.rpc.ErrorInfo."""
     status = error.to_status()
     info = error_details_pb2.ErrorInfo()
@@ -39,9 +41,13 @@ def test_every_error_says_its_reason_and_whether_it_ran_in_the_standard_way(erro
     assert info.metadata["ran"] == ("maybe" if error.ran else "no")
 
 
-def test_an_error_without_our_details_may_have_run() -> None:
-    error = RpcError.from_status(status_pb2.Status(code=14, message="broken pipe"))
-    assert (error.code, error.ran, error.reason) == (StatusCode.UNAVAILABLE, True, "")
+@pytest.mark.parametrize("reason", ["", "THEIRS"])
+def test_an_error_of_somebody_else_may_have_run(reason: str) -> None:
+    status = status_pb2.Status(code=14, message="broken pipe")
+    if reason:
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="elsewhere"))
+    error = RpcError.from_status(status)
+    assert (error.code, error.ran, error.reason) == (StatusCode.UNAVAILABLE, True, reason)
 
 
 @pytest.mark.parametrize("code", [17, 99, -1])

@@ -32,7 +32,9 @@ def test_what_was_observed_is_in_the_past(remote: int) -> None:
     assert hybrid.tick() > max(issued, remote)
 
 
-@pytest.mark.parametrize(("ahead_ms", "believed"), [(AHEAD_MS_MAX, True), (AHEAD_MS_MAX + 1, False)])
+@pytest.mark.parametrize(
+    ("ahead_ms", "believed"), [(AHEAD_MS_MAX, True), (AHEAD_MS_MAX + 1, False)]
+)
 def test_a_remote_clock_is_believed_up_to_an_hour_ahead(ahead_ms: int, believed: bool) -> None:
     hybrid = HybridClock(FakeClock())
     before = hybrid.tick()

@@ -46,8 +46,8 @@ class Deliver:
     again: int
 
 
-FUNDS = [Deposit(user, 150, number, "CNY") for number, user in enumerate(USERS[:3], 100)]
-FUNDS.append(Deposit(USERS[3], 150, 103, "USD"))
+FUNDS = [Deposit(user, 60, number, "CNY") for number, user in enumerate(USERS[:3], 100)]
+FUNDS.append(Deposit(USERS[3], 60, 103, "USD"))
 users = st.sampled_from(USERS)
 steps = st.lists(
     st.one_of(
@@ -80,7 +80,12 @@ async def take(two: Bank, step: Deposit | Pay | Deliver) -> None:
             currency = payer[0][0] if payer else "CNY"
             transfer_id = f"transfer-{step.number}"
             await two.pay(
-                step.payer, step.payee, step.minor_units, transfer_id, currency, refused=step.refused
+                step.payer,
+                step.payee,
+                step.minor_units,
+                transfer_id,
+                currency,
+                refused=step.refused,
             )
         case Deliver():
             target = "b" if step.source == "a" else "a"
@@ -101,7 +106,11 @@ async def check_settled(two: Bank) -> None:
             query("SELECT payer_account_id, payee_account_id, minor_units, state FROM transfer")
         )
         for payer, payee, minor_units, state in rows:
-            assert state in (TRANSFER_STATE_CREDITED, TRANSFER_STATE_FAILED, TRANSFER_STATE_REFUNDED)
+            assert state in (
+                TRANSFER_STATE_CREDITED,
+                TRANSFER_STATE_FAILED,
+                TRANSFER_STATE_REFUNDED,
+            )
             if state == TRANSFER_STATE_CREDITED:
                 expected[payee] += minor_units
                 if payer in expected:

@@ -15,8 +15,10 @@ NAMES = {
     "letters": list(ascii_lowercase[:16]),
     "numbered": [f"c{number}" for number in range(1, 17)],
     "padded": [f"dc{number:02}" for number in range(16)],
-    "cities": "beijing shanghai shenzhen chengdu wuhan xian nanjing tianjin dalian xiamen harbin"
-    " kunming lhasa urumqi guiyang hefei".split(),
+    "cities": [
+        *("beijing", "shanghai", "shenzhen", "chengdu", "wuhan", "xian", "nanjing", "tianjin"),
+        *("dalian", "xiamen", "harbin", "kunming", "lhasa", "urumqi", "guiyang", "hefei"),
+    ],
 }
 all_schemes = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 two_to_sixteen = pytest.mark.parametrize("count", range(2, 17))

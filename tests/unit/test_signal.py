@@ -26,7 +26,9 @@ async def test_waiting_ends_when_time_is_up() -> None:
 
 async def test_a_change_that_was_seen_does_not_wake_again() -> None:
     signal = Signal()
+    changed = signal.next()
     signal.notify()
+    assert await signal.wait(changed)
     assert not await signal.wait(signal.next(), timeout_s=0)
 
 

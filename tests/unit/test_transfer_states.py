@@ -65,7 +65,9 @@ def transfer_state(name: str) -> TransferState.ValueType:
 
 
 def test_the_tables_here_are_complete() -> None:
-    applied = {(application_state(state), Decision[event]) for state, event, _ in cells(APPLICATION)}
+    applied = {
+        (application_state(state), Decision[event]) for state, event, _ in cells(APPLICATION)
+    }
     moved = {(transfer_state(state), TransferEvent[event]) for state, event, _ in cells(TRANSFER)}
     assert applied == set(product(ApplicationState.values(), Decision))
     assert moved == set(product(TransferState.values(), TransferEvent))
@@ -87,7 +89,9 @@ def test_a_transfer_moves_by_its_table(state: str, event: str, found: str) -> No
         with pytest.raises(IllegalTransition, match=state):
             next_transfer_state(transfer_state(state), TransferEvent[event])
     else:
-        assert next_transfer_state(transfer_state(state), TransferEvent[event]) == transfer_state(found)
+        assert next_transfer_state(transfer_state(state), TransferEvent[event]) == transfer_state(
+            found
+        )
 
 
 @given(st.lists(st.sampled_from(Decision)))

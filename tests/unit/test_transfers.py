@@ -215,7 +215,9 @@ async def test_an_applications_origin_is_told_when_its_transfer_has_ended(
     await two.pay(ALICE, payee, 10, "transfer-1", application=application)
     assert (await two.centers["a"].kinds())[1:] == told
     await two.settle()
-    assert (await two.centers["a"].kinds())[-1] == ("transfer_settled" if payee == BOB else told[-1])
+    assert (await two.centers["a"].kinds())[-1] == (
+        "transfer_settled" if payee == BOB else told[-1]
+    )
 
 
 async def test_a_refused_application_is_told_to_its_origin(two: Bank) -> None:

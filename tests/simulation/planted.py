@@ -1,0 +1,247 @@
+"""Bugs that the simulator must find: one for each guarantee, switched on in tests only."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+
+import transfer_svc.app
+from account_svc import store as account_store
+from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
+from duohuo.v1.routing_pb2 import POLICY_HOME
+from duohuo.v1.transfer_service_pb2 import TRANSFER_STATE_DEBITED
+from gateway import router, routes
+from gateway.routes import Target
+from runtime.errors import RpcError
+from runtime.hlc import COUNTER_BITS, HybridClock
+from runtime.identifiers import normalise
+from runtime.placement import slot_of
+from runtime.store import Unit, query
+from session_svc.service import SessionService
+from sync_bus.log import Stamp, Topic
+from sync_bus.replicator import Replicator
+from sync_bus.site import Site
+from transfer_svc import dispatch, ledger, transfers
+from transfer_svc.service import TransferService
+from transfer_svc.states import TransferEvent
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A bug, the guarantee that it breaks, and how to switch it on."""
+
+    guarantee: str
+    name: str
+    plant: Callable[[Patch], None]
+
+
+def uniqueness_checked_locally_only(patch: Patch) -> None:
+    """Any center registers any identifier."""
+    patch.setattr(Site, "require_home", lambda _site, _slot: None)
+    patch.setattr(router, "targets", _home_means_here)
+
+
+def login_asks_home_always(patch: Patch) -> None:
+    """The local copy is not trusted."""
+
+    original = SessionService._prove
+
+    async def prove(self: SessionService, request: Any, timeout_s: float) -> str:
+        home = self._site.placement.home(slot_of(normalise(request.identifier)))
+        if not self._site.mesh.reachable(home):
+            raise RpcError(StatusCode.UNAVAILABLE, "HOME_CENTER_UNAVAILABLE", "home is away")
+        return await original(self, request, timeout_s)
+
+    patch.setattr(SessionService, "_prove", prove)
+
+
+def unknown_outcome_taken_for_failure(patch: Patch) -> None:
+    """A transfer whose credit is late is refunded at once."""
+    original = TransferService._settled
+
+    async def settled(self: TransferService, row: Any, timeout_s: float) -> Any:
+        row = await original(self, row, min(timeout_s, 0.25))
+        if row.state != TRANSFER_STATE_DEBITED:
+            return row
+        return await self._store.write(
+            "refund",
+            transfers.settle(
+                self._site.here,
+                row.payer_account_id,
+                row.transfer_id,
+                TransferEvent.REFUSED,
+                "INSUFFICIENT_FUNDS",
+                self._site.stamps.now(),
+            ),
+        )
+
+    patch.setattr(TransferService, "_settled", settled)
+
+
+def balance_checked_before_the_transaction(patch: Patch) -> None:
+    """Read, decide, then write: two transfers at once both find the money there."""
+    original = TransferService._decide
+
+    async def decide(self: TransferService, request: Any, refused: str, application: str) -> Any:
+        payer = await self._store.read(ledger.find(request.payer_account_id))
+        money = request.amount
+        enough = payer is not None and payer.balance >= money.minor_units
+        await asyncio.sleep(0.02)
+        return await original(
+            self, request, refused or ("" if enough else "INSUFFICIENT_FUNDS"), application
+        )
+
+    def move(
+        center: str,
+        posting: Posting,
+        account_id: str,
+        minor_units: int,
+        counterparty: str,
+        stamp: Stamp,
+    ) -> Unit[Any]:
+        yield from query(
+            "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
+            account_id,
+            posting.currency_code,
+            center,
+        )
+        rows = yield from query(
+            "UPDATE ledger_account SET balance = balance + ?, last_number = last_number + 1"
+            " WHERE account_id = ? RETURNING balance, last_number",
+            minor_units,
+            account_id,
+        )
+        leg = Leg(
+            account_id=account_id,
+            minor_units=minor_units,
+            balance_after=rows[0][0],
+            number=rows[0][1],
+        )
+        yield from ledger._insert_entry(center, posting, leg, counterparty, stamp.time_ms)
+        return leg
+
+    patch.setattr(ledger, "cannot_pay", lambda *_: "")
+    patch.setattr(ledger, "_move", move)
+    patch.setattr(
+        transfer_svc.app,
+        "SCHEMA",
+        transfer_svc.app.SCHEMA.replace("balance >= 0 OR account_id LIKE '%.%'", "true"),
+    )
+    patch.setattr(TransferService, "_decide", decide)
+
+
+def retry_with_a_new_id(patch: Patch) -> None:
+    """Each attempt of an application is a new transfer to home."""
+    original = dispatch.transfer_of
+
+    def transfer_of(application: Any) -> Any:
+        transfer = original(application)
+        transfer.transfer_id += f"-{application.attempts}"
+        return transfer
+
+    patch.setattr(dispatch, "transfer_of", transfer_of)
+
+
+def log_entry_forgotten_on_publish(patch: Patch) -> None:
+    """The bus's acknowledgement is taken for the other center's."""
+    original = Replicator._publish
+
+    async def publish(self: Replicator, topic: Topic) -> None:
+        bus_publish = self._bus.publish
+
+        async def forgetting(name: str, entries: Sequence[LogEntry]) -> None:
+            await bus_publish(name, entries)
+            await self._store.write("forget", _forget(name, entries[-1].seq))
+
+        patch.setattr(self._bus, "publish", forgetting, raising=False)
+        await original(self, topic)
+
+    patch.setattr(Replicator, "_publish", publish)
+
+
+def _forget(topic: str, seq: int) -> Unit[None]:
+    yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
+
+
+def last_to_arrive_wins(patch: Patch) -> None:
+    """Versions are not compared."""
+    patch.setattr(account_store, "wins", lambda *_: True)
+
+
+def last_writer_by_wall_clock(patch: Patch) -> None:
+    """Timestamps are the local wall clock, whatever has been seen."""
+
+    def tick(self: HybridClock) -> int:
+        self.latest = self._clock.wall_ms() << COUNTER_BITS
+        return self.latest
+
+    patch.setattr(HybridClock, "tick", tick)
+    patch.setattr(HybridClock, "observe", lambda _clock, _remote: None)
+
+
+def failover_of_home_only_calls(patch: Patch) -> None:
+    """The next center acts as home, without having become it."""
+    patch.setattr(Site, "require_home", lambda _site, _slot: None)
+
+    def targets(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
+        if policy == POLICY_HOME:
+            return tuple(Target(center, "failed-over") for center in placement.order[place.slot])
+        return routes.targets(policy, place, here, placement)
+
+    patch.setattr(router, "targets", targets)
+
+
+def identifier_in_an_error(patch: Patch) -> None:
+    """A helpful message repeats what was typed."""
+    original = SessionService._prove
+
+    async def prove(self: SessionService, request: Any, timeout_s: float) -> str:
+        try:
+            return await original(self, request, timeout_s)
+        except RpcError as error:
+            error.message += f" ({request.identifier})"
+            raise
+
+    patch.setattr(SessionService, "_prove", prove)
+
+
+def unknown_outcome_called_definite(patch: Patch) -> None:
+    """A call that was not answered in time is said not to have run."""
+    original = router.Router._unanswered
+
+    def unanswered(*arguments: Any) -> RpcError:
+        error = original(*arguments)
+        error.ran = False
+        return error
+
+    patch.setattr(router.Router, "_unanswered", unanswered)
+
+
+def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
+    if policy == POLICY_HOME:
+        return (Target(here, "local"),)
+    return routes.targets(policy, place, here, placement)
+
+
+PLANTED = (
+    Planted("UNIQUE", "uniqueness checked locally only", uniqueness_checked_locally_only),
+    Planted("LOGIN", "login asks home always", login_asks_home_always),
+    Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),
+    Planted(
+        "NO-OVERDRAFT",
+        "balance checked before the transaction",
+        balance_checked_before_the_transaction,
+    ),
+    Planted("ONCE", "retry with a new id", retry_with_a_new_id),
+    Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
+    Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
+    Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
+    Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
+    Planted("PRIVATE", "identifier in an error", identifier_in_an_error),
+    Planted("CLEAR", "unknown outcome called definite", unknown_outcome_called_definite),
+)

@@ -1,0 +1,139 @@
+"""The operators' port is for operators, and says which of its services are silent."""
+
+import pytest
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    BookDepositRequest,
+    BookDepositResponse,
+    CollectFactsResponse,
+    InspectResponse,
+    LookupAccountResponse,
+)
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.operator_service_pb2 import (
+    CenterStatus,
+    DepositRequest,
+    DepositResponse,
+    GetFactsRequest,
+    GetStatusRequest,
+    SpanRecord,
+)
+from gateway.operator import OperatorGate, OperatorServicer
+from runtime.dispatcher import Incoming
+from runtime.endpoint import AUTHORIZATION, Call, Reply
+from runtime.errors import RpcError, unreachable
+from runtime.mesh import Mesh
+from runtime.methods import method
+from tests.fakes import FakeClock, RecordingEndpoint, account, fails, placement, says
+
+GET_STATUS = method("/duohuo.v1.OperatorService/GetStatus")
+OPERATOR_TOKEN = "operator-token"
+INCOMING = Incoming("", 5.0)
+BOB = account(1)
+"""At home at b."""
+
+
+class NoSpans:
+    def find(self, wanted: str) -> list[SpanRecord]:
+        return [SpanRecord(trace_id=wanted)]
+
+
+@pytest.mark.parametrize(
+    ("authorization", "opens"),
+    [
+        (f"Bearer {OPERATOR_TOKEN}", True),
+        (None, False),
+        ("", False),
+        (OPERATOR_TOKEN, False),
+        ("Bearer ", False),
+        (f"Bearer {OPERATOR_TOKEN} ", False),
+        (f"Bearer {OPERATOR_TOKEN.upper()}", False),
+        (f"Bearer {OPERATOR_TOKEN[:-1]}", False),
+        ("Bearer öperator-token", False),
+    ],
+    ids=repr,
+)
+async def test_only_the_operators_token_opens_the_gate(
+    authorization: str | None, opens: bool
+) -> None:
+    behind = RecordingEndpoint(says(CenterStatus()))
+    gate = OperatorGate(behind, OPERATOR_TOKEN)
+    metadata = {} if authorization is None else {AUTHORIZATION: authorization}
+    call = Call(GET_STATUS, b"", 1.0, metadata)
+    if opens:
+        await gate.unary(call)
+        assert [message async for message in gate.stream(call)] == [b""]
+        assert len(behind.calls) == 2
+        return
+    for attempt in (gate.unary(call), collect(gate, call)):
+        with pytest.raises(RpcError) as refused:
+            await attempt
+        assert refused.value.code is StatusCode.UNAUTHENTICATED
+        assert refused.value.reason == "OPERATOR_TOKEN_INVALID"
+    assert behind.calls == []
+
+
+async def collect(gate: OperatorGate, call: Call) -> list[bytes]:
+    return [message async for message in gate.stream(call)]
+
+
+def operator(here: RecordingEndpoint, home: RecordingEndpoint) -> OperatorServicer:
+    """At a, in a mesh of a and b."""
+    mesh = Mesh("a", {"a": here, "b": home}, FakeClock())
+    return OperatorServicer(mesh, placement("a", "b"), NoSpans())
+
+
+def silent() -> RecordingEndpoint:
+    return RecordingEndpoint(fails(unreachable("?", ran=False)))
+
+
+async def test_money_from_outside_is_booked_at_the_accounts_home() -> None:
+    def answer(call: Call) -> Reply:
+        if call.method.name == "LookupAccount":
+            return says(LookupAccountResponse(account_id=BOB))(call)
+        return says(BookDepositResponse(balance=Money(currency_code="CNY", minor_units=7)))(call)
+
+    here, home = silent(), RecordingEndpoint(answer)
+    amount = Money(currency_code="CNY", minor_units=5)
+    request = DepositRequest(deposit_id="deposit-1", user=BOB, amount=amount)
+    response = await operator(here, home).Deposit(request, INCOMING)
+    assert response == DepositResponse(
+        account_id=BOB, balance=Money(currency_code="CNY", minor_units=7)
+    )
+    booked = BookDepositRequest.FromString(home.calls[-1].request)
+    assert booked == BookDepositRequest(deposit_id="deposit-1", account_id=BOB, amount=amount)
+    assert here.calls == []
+
+
+@pytest.mark.parametrize("user", ["", "nobody", "s-a-" + "x" * 43, "q-a-001-" + "0" * 32])
+async def test_who_is_no_user_gets_no_money(user: str) -> None:
+    with pytest.raises(RpcError) as refused:
+        await operator(silent(), silent()).Deposit(DepositRequest(user=user), INCOMING)
+    assert (refused.value.code, refused.value.field_name) == (StatusCode.INVALID_ARGUMENT, "user")
+
+
+async def test_an_account_that_its_home_does_not_know_gets_no_money() -> None:
+    home = RecordingEndpoint(says(LookupAccountResponse()))
+    with pytest.raises(RpcError, match="ACCOUNT_NOT_FOUND"):
+        await operator(silent(), home).Deposit(DepositRequest(user=BOB), INCOMING)
+    assert len(home.calls) == 1
+
+
+async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
+    def answer(call: Call) -> Reply:
+        if call.method.role == "session":
+            raise unreachable("session", ran=False)
+        if call.method.name == "Inspect":
+            return says(InspectResponse(counts={f"{call.method.role}s": 3}))(call)
+        return says(CollectFactsResponse(violations=[f"of {call.method.role}"]))(call)
+
+    servicer = operator(RecordingEndpoint(answer), silent())
+    status = await servicer.GetStatus(GetStatusRequest(), INCOMING)
+    assert list(status.silent_roles) == ["session"]
+    assert dict(status.counts) == {"accounts": 3, "transfers": 3}
+    assert (status.center, status.slots, status.placement_epoch) == ("a", 2048, 1)
+    assert [(peer.center, peer.reachable) for peer in status.peers] == [("b", True)]
+    facts = await servicer.GetFacts(GetFactsRequest(), INCOMING)
+    assert list(facts.silent_roles) == ["session"]
+    assert list(facts.violations) == ["of account", "of transfer"]

@@ -1,0 +1,136 @@
+"""A session is good until it expires, is ended or is revoked; its token is never stored."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from duohuo.internal.v1.log_pb2 import LogRecord, SessionsRevoked
+from runtime.ids import token
+from runtime.store import SqliteStore, query
+from session_svc import store as units
+from session_svc.store import EXPIRED_AT_ONCE_MAX, REVOCATIONS, SessionRow, token_hash
+from sync_bus import log
+from tests.fakes import NOON_MS, SeededIds, account, stamp, temporary_store
+
+ALICE, BOB = account(1), account(2)
+LIFETIME_MS = 1000
+IDS = SeededIds()
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SqliteStore]:
+    async with temporary_store(units.SCHEMA, units.TOPICS, ["b"]) as opened:
+        yield opened
+
+
+async def login(store: SqliteStore, user: str, at_ms: int = 0) -> str:
+    """A new session's token."""
+    made, secret = stamp(at_ms), token("a", IDS.secret())
+    row = SessionRow(IDS.unique(), user, "phone", made.time_ms, made.time_ms + LIFETIME_MS)
+    await store.write("login", units.add(token_hash(secret), row, made))
+    return secret
+
+
+async def user_of(store: SqliteStore, secret: str, at_ms: int = 0) -> str:
+    row = await store.read(units.find(token_hash(secret), NOON_MS + at_ms))
+    return row.account_id if row else ""
+
+
+async def revoke(store: SqliteStore, user: str, at_ms: int, counter: int = 0) -> int:
+    return await store.write("revoke", units.revoke_all(user, stamp(at_ms, counter)))
+
+
+@pytest.mark.parametrize(("at_ms", "good"), [(0, True), (999, True), (1000, False), (1001, False)])
+async def test_a_session_is_good_until_it_expires(
+    store: SqliteStore, at_ms: int, good: bool
+) -> None:
+    secret = await login(store, ALICE)
+    assert (await user_of(store, secret, at_ms) == ALICE) is good
+    listed = await store.read(units.of_account(ALICE, NOON_MS + at_ms))
+    assert len(listed) == good
+    assert await store.read(units.counts(NOON_MS + at_ms)) == {"sessions": good}
+
+
+async def test_a_token_opens_its_own_session_and_no_other(store: SqliteStore) -> None:
+    alice, bob = await login(store, ALICE), await login(store, BOB)
+    assert await user_of(store, alice) == ALICE
+    assert await user_of(store, bob) == BOB
+    assert await user_of(store, alice[:-1] + ("x" if alice[-1] != "x" else "y")) == ""
+
+
+async def test_an_ended_session_is_over_and_may_be_ended_again(store: SqliteStore) -> None:
+    first, second = await login(store, ALICE), await login(store, ALICE)
+    for _ in range(2):
+        await store.write("logout", units.remove(token_hash(first)))
+    assert await user_of(store, first) == ""
+    assert await user_of(store, second) == ALICE
+
+
+async def test_revoking_ends_all_sessions_of_the_account_that_were_made_before(
+    store: SqliteStore,
+) -> None:
+    old = [await login(store, ALICE, at_ms) for at_ms in (0, 4)]
+    other, new = await login(store, BOB), await login(store, ALICE, 6)
+    assert await revoke(store, ALICE, 5) == 2
+    assert [await user_of(store, secret) for secret in (*old, other, new)] == ["", "", BOB, ALICE]
+    assert await revoke(store, ALICE, 5) == 0
+
+
+@pytest.mark.parametrize(("at_ms", "counter", "over"), [(5, 0, False), (5, 1, True), (4, 9, False)])
+async def test_before_means_by_the_hybrid_clock(
+    store: SqliteStore, at_ms: int, counter: int, over: bool
+) -> None:
+    secret = await login(store, ALICE, 5)
+    record = LogRecord(
+        hlc=stamp(at_ms, counter).hlc, sessions_revoked=SessionsRevoked(account_id=ALICE)
+    )
+    await store.write("apply", units.apply("b", record, stamp(99)))
+    assert (await user_of(store, secret) == "") is over
+
+
+async def test_a_revocation_is_told_to_the_other_centers_even_if_nothing_ended_here(
+    store: SqliteStore,
+) -> None:
+    await revoke(store, ALICE, 5)
+    (entry,) = await store.read(log.read_after(REVOCATIONS.name, 0, 10))
+    record = LogRecord.FromString(entry.record)
+    assert record.sessions_revoked.account_id == ALICE
+    assert record.hlc == stamp(5).hlc
+
+
+async def test_a_record_of_another_service_is_refused(store: SqliteStore) -> None:
+    with pytest.raises(ValueError, match="not a record of this service"):
+        await store.write("apply", units.apply("b", LogRecord(), stamp(0)))
+
+
+async def test_the_token_itself_is_nowhere_in_the_database(store: SqliteStore) -> None:
+    secret = await login(store, ALICE)
+    await revoke(store, BOB, 5)
+    sessions = await store.read(query("SELECT * FROM session"))
+    stored = repr([sessions, await store.read(query("SELECT * FROM log"))])
+    assert ALICE in stored
+    assert secret not in stored
+    assert secret.removeprefix("s-a-") not in stored
+
+
+async def test_logins_forget_what_has_expired_a_bounded_number_at_a_time(
+    store: SqliteStore,
+) -> None:
+    for _ in range(EXPIRED_AT_ONCE_MAX + 5):
+        await login(store, ALICE)
+
+    async def kept() -> int:
+        return int((await store.read(query("SELECT count(*) FROM session")))[0][0])
+
+    current = await login(store, BOB, LIFETIME_MS)
+    assert await kept() == 6
+    await login(store, BOB, LIFETIME_MS)
+    assert await kept() == 2
+    assert await user_of(store, current, LIFETIME_MS) == BOB
+
+
+async def test_an_accounts_sessions_are_listed_newest_first(store: SqliteStore) -> None:
+    for at_ms in (2, 1, 3):
+        await login(store, ALICE, at_ms)
+    listed = await store.read(units.of_account(ALICE, NOON_MS))
+    assert [row.create_ms - NOON_MS for row in listed] == [3, 2, 1]

@@ -1,0 +1,157 @@
+"""`duohuo verify` names every planted fault, and takes nothing on its way for one."""
+
+from collections.abc import Callable
+
+import pytest
+
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.operator_service_pb2 import CenterFacts, Digest, LedgerSum
+from ops.verify import judge
+
+CENTERS = ("a", "b", "c")
+Facts = dict[str, CenterFacts]
+
+
+def healthy() -> Facts:
+    """Three centers that agree; a has received 50, of which 20 have gone on to b."""
+    sums = {
+        "a": LedgerSum(currency_code="CNY", users=30, transit=20, external=-50),
+        "b": LedgerSum(currency_code="CNY", users=20, transit=-20),
+        "c": LedgerSum(currency_code="USD", users=7, external=-7),
+    }
+    return {
+        name: CenterFacts(
+            center=name,
+            ledger_sums=[sums[name]],
+            digests=[
+                *(
+                    Digest(source_center=source, topic="ledger", position="9", digest=source)
+                    for source in CENTERS
+                ),
+                Digest(source_center="*", topic="changes", position="a=1,b=2,c=3", digest="same"),
+            ],
+        )
+        for name in CENTERS
+    }
+
+
+def on_its_way(facts: Facts) -> None:
+    """A debit that b has not heard of yet."""
+    facts["a"].ledger_sums[0].users -= 5
+    facts["a"].ledger_sums[0].transit += 5
+    facts["a"].transits.add(
+        transfer_id="transfer-9",
+        payer_account_id="payer",
+        payee_home="b",
+        amount=Money(currency_code="CNY", minor_units=5),
+    )
+    facts["a"].digests[0].position = "10"
+    facts["a"].digests[0].digest = "newer"
+
+
+def test_healthy_centers_pass_and_it_says_what_was_checked() -> None:
+    report = judge(healthy(), CENTERS)
+    assert report.passed
+    assert not report.violations
+    assert "CONVERGE: ledger of center a are the same at 3 centers" in report.checked
+    assert "CONVERGE: changes of all centers are the same at 3 centers" in report.checked
+    assert any("center a holds 30 CNY" in line for line in report.checked)
+    assert "verify: passed" in report.text()
+
+
+def lose_money(facts: Facts) -> None:
+    facts["b"].ledger_sums[0].users -= 1
+
+
+def make_money(facts: Facts) -> None:
+    facts["c"].ledger_sums.add(currency_code="CNY", users=1)
+
+
+def lose_money_between_centers(facts: Facts) -> None:
+    facts["b"].ledger_sums[0].users -= 1
+    facts["b"].ledger_sums[0].transit += 1
+
+
+def change_a_copy(facts: Facts) -> None:
+    facts["c"].digests[1].digest = "changed"
+
+
+def change_a_password_at_one_center(facts: Facts) -> None:
+    facts["b"].digests[3].digest = "changed"
+
+
+def find_an_overdraft(facts: Facts) -> None:
+    facts["a"].violations.append("NO-OVERDRAFT: account x has -1")
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (lose_money, "CONSERVE: the books of center b are off by -1 CNY"),
+        (make_money, "CONSERVE: the books of center c are off by 1 CNY"),
+        (lose_money_between_centers, "CONSERVE: 1 CNY are in transit although nothing is on"),
+        (change_a_copy, "CONVERGE: ledger of center b differ between centers a, b, c at 9"),
+        (change_a_password_at_one_center, "CONVERGE: changes of all centers differ between"),
+        (find_an_overdraft, "center a: NO-OVERDRAFT: account x has -1"),
+    ],
+)
+def test_a_planted_fault_is_named(fault: Callable[[Facts], None], named: str) -> None:
+    facts = healthy()
+    fault(facts)
+    report = judge(facts, CENTERS)
+    assert not report.passed
+    assert [line for line in report.violations if named in line]
+    assert f"FAIL  {report.violations[0]}" in report.text()
+    assert report.data()["violations"] == list(report.violations)
+
+
+@pytest.mark.parametrize("fault", [lose_money, change_a_copy, find_an_overdraft])
+def test_a_fault_is_named_even_while_something_is_on_its_way(
+    fault: Callable[[Facts], None],
+) -> None:
+    facts = healthy()
+    on_its_way(facts)
+    fault(facts)
+    assert judge(facts, CENTERS).violations
+
+
+def test_what_is_on_its_way_is_waited_for_and_no_fault() -> None:
+    facts = healthy()
+    on_its_way(facts)
+    report = judge(facts, CENTERS)
+    assert not report.violations
+    assert not report.passed
+    assert any("transfer-9" in line and "from a to b" in line for line in report.in_flight)
+    assert any("ledger of center a are at 10 / 9" in line for line in report.in_flight)
+    assert "WAIT" in report.text()
+
+
+def test_copies_at_different_positions_may_differ_and_are_waited_for() -> None:
+    facts = healthy()
+    facts["c"].digests[3].position, facts["c"].digests[3].digest = "a=1,b=1,c=3", "older"
+    report = judge(facts, CENTERS)
+    assert not report.violations
+    assert len(report.in_flight) == 1
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["settled", "on its way"])
+def test_a_silent_center_is_named_and_its_part_of_the_money_is_not_called_lost(
+    waiting: bool,
+) -> None:
+    facts = healthy()
+    if waiting:
+        on_its_way(facts)
+    del facts["b"]
+    report = judge(facts, CENTERS)
+    assert not report.passed
+    assert list(report.missing) == ["b"]
+    assert not report.violations
+    assert "FAIL  center b does not answer" in report.text()
+
+
+def test_a_silent_role_is_named() -> None:
+    facts = healthy()
+    facts["c"].silent_roles.append("transfer")
+    report = judge(facts, CENTERS)
+    assert not report.passed
+    assert list(report.missing) == ["c (transfer)"]

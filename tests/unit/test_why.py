@@ -1,0 +1,124 @@
+"""`duohuo why` tells one story from the spans of all centers: in order of time, causes above effects."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from google.protobuf.message import Message
+
+import ops.why
+from duohuo.v1.operator_service_pb2 import FindSpansRequest, FindSpansResponse, SpanRecord
+from ops import mesh_file
+from ops.mesh_file import CenterView, MeshView
+from ops.output import Failure
+from ops.why import tell
+from runtime.errors import unreachable
+
+NOON_NS = 1_900_000_000_000_000_000
+VIEW = CenterView("running", "h:1", "h:2", "nats://h:3", "h:4", "/nowhere", {})
+MESH = MeshView("h:5", 1, "", None, {"a": VIEW, "b": VIEW}, {})
+
+
+def span(
+    span_id: str, at_ms: int, parent: str = "", trace: str = "t1", **attributes: str
+) -> SpanRecord:
+    return SpanRecord(
+        trace_id=trace,
+        span_id=span_id,
+        parent_span_id=parent,
+        name=f"step {span_id}",
+        start_unix_nanos=NOON_NS + at_ms * 1_000_000,
+        end_unix_nanos=NOON_NS + (at_ms + 2) * 1_000_000,
+        attributes={f"duohuo.{key}": value for key, value in attributes.items()},
+        status="OK",
+    )
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[SpanRecord] | None]:
+    """The spans of each center; None is silent."""
+    spans: dict[str, Sequence[SpanRecord] | None] = {"a": [], "b": []}
+
+    async def ask(
+        _state: Path, center: str, path: str, request: Message, _response: type[Message]
+    ) -> FindSpansResponse:
+        assert (path, request) == ("FindSpans", FindSpansRequest(id="wanted"))
+        found = spans[center]
+        if found is None:
+            raise unreachable(center, ran=False)
+        return FindSpansResponse(spans=found)
+
+    monkeypatch.setattr(mesh_file, "read", lambda _state: MESH)
+    monkeypatch.setattr(ops.why, "ask_operator", ask)
+    return spans
+
+
+async def story() -> list[str]:
+    """The names of the told steps, indented as they are shown."""
+    text, _ = await tell(Path(), "wanted")
+    steps = [line for line in text.splitlines() if " ms  " in line]
+    return [line.split(" ms  ")[1][3:].split(" (")[0] for line in steps]
+
+
+async def test_steps_stand_under_their_causes_in_order_of_time(
+    known: dict[str, Sequence[SpanRecord] | None],
+) -> None:
+    known["a"] = [span("late", 9, "root"), span("root", 0), span("deep", 5, "early")]
+    known["b"] = [span("early", 3, "root")]
+    assert await story() == ["step root", "  step early", "    step deep", "  step late"]
+
+
+async def test_a_step_whose_cause_is_lost_is_told_at_its_time(
+    known: dict[str, Sequence[SpanRecord] | None],
+) -> None:
+    known["b"] = [span("orphan", 1, "forgotten"), span("child", 2, "orphan")]
+    known["a"] = [span("second", 5), span("first", 0)]
+    assert await story() == ["step first", "step orphan", "  step child", "step second"]
+
+
+async def test_a_step_that_two_centers_know_is_told_once(
+    known: dict[str, Sequence[SpanRecord] | None],
+) -> None:
+    known["a"] = known["b"] = [span("root", 0)]
+    assert await story() == ["step root"]
+
+
+async def test_traces_are_told_one_after_the_other_the_oldest_first(
+    known: dict[str, Sequence[SpanRecord] | None],
+) -> None:
+    known["a"] = [span("x", 5, trace="young"), span("y", 1, trace="old")]
+    known["b"] = [span("z", 9, trace="old")]
+    _, data = await tell(Path(), "wanted")
+    told = {trace: [s["span_id"] for s in spans] for trace, spans in data["traces"].items()}
+    assert list(told.items()) == [("old", ["y", "z"]), ("young", ["x"])]
+
+
+async def test_a_line_says_when_where_how_long_and_what_went_wrong(
+    known: dict[str, Sequence[SpanRecord] | None],
+) -> None:
+    bad = span("root", 0, center="b", hop="forwarded", home="b", secret="no")
+    bad.status = "CENTER_UNREACHABLE"
+    known["a"] = [bad]
+    text, _ = await tell(Path(), "wanted")
+    (line,) = text.splitlines()[1:]
+    assert " ".join(line.split()) == (
+        "0.0 ms b step root (2.0 ms) hop forwarded, home b ! CENTER_UNREACHABLE"
+    )
+
+
+async def test_silent_centers_are_named(known: dict[str, Sequence[SpanRecord] | None]) -> None:
+    known["a"], known["b"] = [span("root", 0)], None
+    text, data = await tell(Path(), "wanted")
+    assert "silent: b" in text
+    assert data["silent_centers"] == ["b"]
+
+
+@pytest.mark.parametrize(("b", "named"), [([], ""), (None, "silent: b")], ids=["all", "one silent"])
+async def test_what_nobody_has_seen_is_a_failure(
+    known: dict[str, Sequence[SpanRecord] | None], b: list[SpanRecord] | None, named: str
+) -> None:
+    known["b"] = b
+    with pytest.raises(Failure) as failure:
+        await tell(Path(), "wanted")
+    assert "wanted" in failure.value.message
+    assert named in failure.value.message
