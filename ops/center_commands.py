@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.output import Failure, Format, Options, Output, command, say
+from ops.arguments import state_of
+from ops.output import Failure, Format, Output, command, say
 
 if TYPE_CHECKING:
     from ops.mesh_file import MeshView
@@ -63,7 +64,7 @@ async def up(
     from ops.local_config import StartError
     from ops.mesh_file import MeshView
 
-    state = _state(context)
+    state = state_of(context)
 
     def announce(mesh: MeshView) -> None:
         if output is Format.JSON:
@@ -120,7 +121,7 @@ async def status(context: typer.Context, output: Output = Format.TEXT) -> None:
     """Show who is up, how far behind, and what is queued. Example: duohuo status"""
     from ops import status as view
 
-    text, data = await view.collect(_state(context))
+    text, data = await view.collect(state_of(context))
     say(output, text, data)
 
 
@@ -135,7 +136,7 @@ async def verify(
     """Prove that no money is lost and all copies agree. Example: duohuo verify"""
     from ops import verify as checks
 
-    report = await checks.verify(_state(context), wait_s)
+    report = await checks.verify(state_of(context), wait_s)
     say(output, report.text(), report.data())
     if not report.passed:
         raise typer.Exit(1)
@@ -150,7 +151,7 @@ async def why(
     """Tell the story of a request, in order. Example: duohuo why 0192f0c1..."""
     from ops import why as story
 
-    text, data = await story.tell(_state(context), wanted)
+    text, data = await story.tell(state_of(context), wanted)
     say(output, text, data)
 
 
@@ -171,7 +172,7 @@ async def drill(
         if output is Format.TEXT:
             print(line, flush=True)  # noqa: T201 - progress for people
 
-    passed, steps = await drills.center_loss(_state(context), how.value, tell)
+    passed, steps = await drills.center_loss(state_of(context), how.value, tell)
     verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
     say(output, verdict, {"drill": name, "how": how.value, "passed": passed, "steps": steps})
     if not passed:
@@ -277,7 +278,7 @@ def _control(
 ) -> None:
     from ops import control, mesh_file
 
-    answer = control.request(mesh_file.read(_state(context)), action, **arguments)
+    answer = control.request(mesh_file.read(state_of(context)), action, **arguments)
     say(output, done, answer)
 
 
@@ -297,8 +298,3 @@ def _what_to_try(state: Path, mesh: "MeshView") -> str:
         f"  {program} drill center-loss\n"
         f"  {program} center kill {first}"
     )
-
-
-def _state(context: typer.Context) -> Path:
-    options: Options = context.obj
-    return options.state

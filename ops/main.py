@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ops import center_commands, user_commands
+from ops import account_commands, center_commands, money_commands
 from ops.output import Options
 
 app = typer.Typer(
@@ -15,7 +15,8 @@ app = typer.Typer(
     help="Accounts, sessions and money that stay up while a whole data center goes down.",
 )
 center_commands.add_to(app)
-user_commands.add_to(app)
+account_commands.add_to(app)
+money_commands.add_to(app)
 
 
 @app.callback()
