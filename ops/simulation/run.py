@@ -53,6 +53,7 @@ class Result:
 
 def run_seed(seed: int, setup: Setup) -> Result:
     """Runs one seed in this thread."""
+    logged = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     started = time.perf_counter()
     directory = Path(tempfile.mkdtemp(prefix="duohuo-simulate-", dir=_memory()))
@@ -82,6 +83,7 @@ def run_seed(seed: int, setup: Setup) -> Result:
         for center in world.centers.values():
             center.disk.crash()
         asyncio.set_event_loop(None)
+        structlog.configure(**logged)
         shutil.rmtree(directory, ignore_errors=True)
 
 

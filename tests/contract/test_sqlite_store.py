@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -114,6 +115,20 @@ async def test_a_fault_of_the_database_fails_the_whole_batch_and_nothing_is_ther
     assert [type(outcome) for outcome in outcomes] == [StoreFault] * 3
     assert backend.committed("SELECT count(*) FROM item") == [(0,)]
     assert await store.write("put", put("later")) == "later"
+
+
+async def test_a_fault_of_our_own_reaches_those_who_wait(tmp_path: Path) -> None:
+    """Nobody is left waiting for ever."""
+
+    async def broken(_units: list[Unit[Any]]) -> list[Any]:
+        raise KeyError("hop")
+
+    store = SqliteStore(broken, sqlite3.connect(tmp_path / "store.db"))
+    outcomes = await asyncio.gather(
+        *(store.write("put", put(f"{n}")) for n in range(2)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [KeyError] * 2
+    await store.close()
 
 
 async def test_a_full_disk_is_called_that_and_the_store_goes_on_when_there_is_room(

@@ -154,6 +154,26 @@ async def test_a_record_of_another_service_is_refused(store: SqliteStore) -> Non
         await store.write("apply", units.apply("b", LogRecord(), stamp(0)))
 
 
+async def test_a_request_that_another_center_carried_out_is_not_carried_out_again(
+    store: SqliteStore,
+) -> None:
+    """It may have been sent here after a failure that left its outcome unknown."""
+    changed = CredentialChanged(account_id=ALICE, password_hash="hash", request_id="request-1")
+    profile_changed = ProfileChanged(
+        account_id=ALICE, fields={"language": "fr"}, request_id="request-2"
+    )
+    for record in (
+        LogRecord(hlc=5, credential_changed=changed),
+        LogRecord(hlc=6, profile_changed=profile_changed),
+    ):
+        await store.write("apply", units.apply("b", record, stamp(0)))
+    assert await change_password(store, "again", "request-1", 1)
+    await set_profile(store, "request-2", 2, language="de")
+    assert await password(store) == "hash"
+    assert await profile(store) == {"language": "fr"}
+    assert await heads(store) == {"accounts": 0, "changes": 0}
+
+
 async def test_a_password_may_arrive_before_its_account(store: SqliteStore) -> None:
     changed = CredentialChanged(account_id=ALICE, password_hash="hash", request_id="request-1")
     record = LogRecord(hlc=5, credential_changed=changed)

@@ -10,6 +10,7 @@ from duohuo.v1.account_service_pb2 import Account, GetAccountRequest, RegisterRe
 from duohuo.v1.routing_pb2 import (
     ACCESS_PUBLIC,
     POLICY_HOME_FIRST,
+    POLICY_LOCAL,
     POLICY_LOCAL_THEN_HOME,
     POLICY_ORIGIN_THEN_HOME,
 )
@@ -212,6 +213,13 @@ async def test_what_is_copied_is_not_read_at_home() -> None:
     world = World()
     await world.router.unary(about(SECOND_READ))
     assert world.asked == "a"
+
+
+async def test_what_is_not_copied_yet_and_has_no_other_place_to_be_read_is_said_to_be_so() -> None:
+    world = World(a=not_copied)
+    refused = await world.refusal(about(replace(HOME_FIRST, policy=POLICY_LOCAL)))
+    assert (refused.code, refused.reason) == (StatusCode.UNAVAILABLE, "NOT_COPIED_YET")
+    assert refused.retry_after_ms == 1000
 
 
 async def test_late_is_late_and_says_whom_it_waited_for() -> None:

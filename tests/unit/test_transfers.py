@@ -254,13 +254,19 @@ async def test_a_copy_whose_legs_do_not_sum_to_zero_is_not_taken(two: Bank) -> N
         await two.centers["b"].store.write("copy", ledger.copy("a", forged, 0))
 
 
-async def test_a_posting_that_is_not_covered_leaves_nothing_behind(two: Bank) -> None:
+@pytest.mark.parametrize("currency", ["CNY", "USD"])
+async def test_a_posting_that_is_not_covered_leaves_nothing_behind(
+    two: Bank, currency: str
+) -> None:
     """The conditional update alone stands in its way: nobody has asked `cannot_pay`."""
-    posting = Posting(transfer_id="t", currency_code="CNY", minor_units=5)
+    await two.deposit(ALICE, 4, "deposit-1", "CNY")
+    posting = Posting(
+        transfer_id="t", currency_code=currency, minor_units=5 if currency == "CNY" else 1
+    )
     with pytest.raises(NotCovered):
         await two.centers["a"].store.write("post", ledger.post("a", posting, ALICE, ALAN, stamp(0)))
-    assert await two.centers["a"].user_balances() == {}
-    assert await two.centers["a"].kinds() == []
+    assert await two.centers["a"].user_balances() == {ALICE: 4}
+    assert await two.centers["a"].kinds() == ["posting"]
 
 
 async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None:
@@ -302,6 +308,10 @@ async def test_the_audit_sums_each_centers_own_books_and_lists_what_is_on_its_wa
     assert (transit.transfer_id, transit.payee_home) == ("transfer-1", "b")
     counts = await Audit(home.site, home.store).counts()
     assert (counts["transfers_in_transit"], counts["money_in_transit"]) == (1, 30)
+    await two.deliver("a", "b")
+    other = two.centers["b"]
+    (sums,) = (await Audit(other.site, other.store).facts()).ledger_sums
+    assert (sums.users, sums.transit, sums.external) == (30, -30, 0)
 
 
 async def test_a_delivery_again_is_a_duplicate(two: Bank) -> None:
