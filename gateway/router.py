@@ -42,7 +42,7 @@ class Router:
     async def unary(self, call: Call) -> Reply:
         timeout_s = max(call.timeout_s - ANSWER_MARGIN_S, call.timeout_s / 2)
         deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
-        wanted = self._targets(call)
+        wanted, home = self._targets(call)
         metadata = await self._metadata(call)
         errors: list[RpcError] = []
         for number, target in enumerate(wanted):
@@ -51,7 +51,7 @@ class Router:
             timeout_s = left_s if is_last else min(left_s, FAILOVER_TIMEOUT_S)
             hop = Call(call.method, call.request, timeout_s, {**metadata, HOP: target.hop})
             try:
-                return await self._ask(target, hop, number + 1)
+                return await self._ask(target, home, hop, number + 1)
             except RpcError as error:
                 # What this center refused, one asked before it may have done.
                 error.ran = error.ran or any(earlier.ran for earlier in errors)
@@ -63,19 +63,20 @@ class Router:
         raise self._unanswered(call.method, wanted, errors)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
-        wanted = self._targets(call)
+        wanted, _ = self._targets(call)
         metadata = await self._metadata(call)
         target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
         hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
         async for message in self._mesh.stream(target.center, hop):
             yield message
 
-    async def _ask(self, target: Target, call: Call, attempt: int) -> Reply:
+    async def _ask(self, target: Target, home: str, call: Call, attempt: int) -> Reply:
         with telemetry.span(
             f"route {call.method.name}",
             {
                 "duohuo.role": "gateway",
                 "duohuo.center": self._mesh.here,
+                "duohuo.home": home,
                 "duohuo.target": target.center,
                 "duohuo.hop": target.hop,
                 "duohuo.attempt": attempt,
@@ -83,7 +84,8 @@ class Router:
         ):
             return await self._mesh.unary(target.center, call)
 
-    def _targets(self, call: Call) -> tuple[Target, ...]:
+    def _targets(self, call: Call) -> tuple[tuple[Target, ...], str]:
+        """Whom to ask, and the home center of the key, empty if the key names no slot."""
         number = call.method.key_number
         try:
             key = string_field(call.request, number) if number else ""
@@ -96,7 +98,9 @@ class Router:
             raise bad_key(call.method) from None
         if any(target.center not in self._placement.centers for target in wanted):
             raise bad_key(call.method)
-        return wanted
+        if place is None or place.slot is None:
+            return wanted, ""
+        return wanted, self._placement.home(place.slot)
 
     async def _metadata(self, call: Call) -> dict[str, str]:
         metadata = {EPOCH: str(self._placement.epoch)}

@@ -230,20 +230,9 @@ async def test_late_is_late_and_says_whom_it_waited_for() -> None:
     assert "same id" in refused.advice
 
 
-@pytest.mark.parametrize(
-    ("timeout_s", "took_ms", "given_s"),
-    [
-        (5.0, 2000, {"b": FAILOVER_TIMEOUT_S, "c": FAILOVER_TIMEOUT_S, "a": 1.0 - ANSWER_MARGIN_S}),
-        (5.0, 100, {"b": FAILOVER_TIMEOUT_S, "c": FAILOVER_TIMEOUT_S, "a": 4.8 - ANSWER_MARGIN_S}),
-        (
-            1.5,
-            500,
-            {"b": 1.5 - ANSWER_MARGIN_S, "c": 1.0 - ANSWER_MARGIN_S, "a": 0.5 - ANSWER_MARGIN_S},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("timeout_s", "took_ms"), [(5.0, 2000), (5.0, 100), (1.5, 500), (60.0, 1)])
 async def test_all_attempts_together_stay_within_the_callers_deadline(
-    timeout_s: float, took_ms: int, given_s: dict[str, float]
+    timeout_s: float, took_ms: int
 ) -> None:
     """Each but the last is cut short, so that there is time left for the next."""
     world = World()
@@ -255,8 +244,11 @@ async def test_all_attempts_together_stay_within_the_callers_deadline(
     for center in world.centers.values():
         center.answer = slow
     await world.refusal(about(HOME_FIRST, timeout_s=timeout_s))
-    found = {name: center.calls[0].timeout_s for name, center in world.centers.items()}
-    assert found == pytest.approx(given_s)
+    given_s = [world.centers[center].calls[0].timeout_s for center in "bca"]
+    left_s = [timeout_s - number * took_ms / 1000 for number in range(3)]
+    assert given_s[2] == pytest.approx(left_s[2])
+    for given, left in zip(given_s[:2], left_s, strict=False):
+        assert 0 < given <= min(left, FAILOVER_TIMEOUT_S)
 
 
 async def test_only_the_session_says_who_calls() -> None:
