@@ -8,11 +8,12 @@ virtual node clockwise whose center still has room. Same centers and weights, sa
 from bisect import bisect_left
 from collections.abc import Mapping
 from hashlib import blake2b
+from math import ceil
 
 from runtime.placement import SLOTS, Placement
 
-VIRTUAL_NODES = 512
-LOAD_FACTOR = 1.04
+VIRTUAL_NODES = 2048
+LOAD_FACTOR = 1.035
 _RING = 1 << 64
 
 
@@ -30,15 +31,16 @@ def compute(weights: Mapping[str, int], epoch: int) -> Placement:
         for number in range(VIRTUAL_NODES * weight)
     )
     room = {
-        center: int(SLOTS * weight / total * LOAD_FACTOR) + 1 for center, weight in weights.items()
+        center: ceil(SLOTS * weight / total * LOAD_FACTOR) for center, weight in weights.items()
     }
     if len(weights) == 1:
         room = dict.fromkeys(weights, SLOTS)
+    with_slots = sum(1 for weight in weights.values() if weight)
     positions = [position for position, _ in ring]
     order: list[tuple[str, ...]] = [()] * SLOTS
     for slot in range(SLOTS):
         start = bisect_left(positions, slot * (_RING // SLOTS))
-        preferred = _walk(ring, start, len(weights))
+        preferred = _walk(ring, start, with_slots)
         home = next(center for center in preferred if room[center] > 0)
         room[home] -= 1
         order[slot] = (home, *(center for center in preferred if center != home))

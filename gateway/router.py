@@ -48,14 +48,16 @@ class Router:
         for number, target in enumerate(wanted):
             left_s = (deadline_ms - self._clock.monotonic_ms()) / 1000
             is_last = number == len(wanted) - 1
-            timeout_s = left_s if is_last else min(left_s, FAILOVER_TIMEOUT_S)
+            timeout_s = left_s if is_last else min(left_s / 2, FAILOVER_TIMEOUT_S)
             hop = Call(call.method, call.request, timeout_s, {**metadata, HOP: target.hop})
             try:
                 return await self._ask(target, home, hop, number + 1)
             except RpcError as error:
                 # What this center refused, one asked before it may have done.
                 error.ran = error.ran or any(earlier.ran for earlier in errors)
-                if error.reason not in _ELSEWHERE:
+                # What a copy has not is not certain while whoever would know does not answer.
+                uncertain = error.code is StatusCode.NOT_FOUND and len(errors) > 0
+                if error.reason not in _ELSEWHERE and not uncertain:
                     raise
                 errors.append(error)
                 if error.ran and not call.method.safe_to_repeat:
@@ -116,7 +118,8 @@ class Router:
         """What the caller is told when no center that may answer has answered."""
         last = errors[-1]
         ran = any(error.ran for error in errors)
-        if last.reason == "DEADLINE_EXCEEDED":
+        declared = method.unavailable
+        if last.reason == "DEADLINE_EXCEEDED" and not declared.relogin:
             return RpcError(
                 last.code,
                 "DEADLINE_EXCEEDED",
@@ -126,8 +129,12 @@ class Router:
             )
         if last.reason == "NOT_COPIED_YET" and len(errors) == 1:
             return last
-        declared = method.unavailable
-        center = wanted[0].center
+        silent = (
+            target.center
+            for target, error in zip(wanted, errors, strict=False)
+            if error.reason != "NOT_COPIED_YET"
+        )
+        center = next(silent, wanted[0].center)
         message = f"center {center} does not answer now"
         if ran:
             message += "; the request may have run: ask again with the same id"

@@ -99,7 +99,7 @@ def serve(
     from pydantic import ValidationError
 
     from ops import serve as server
-    from runtime.config import load
+    from runtime.config import UnknownSettingError, load
 
     try:
         settings = load(config, center=center, roles=roles.split(",") if roles else None)
@@ -111,7 +111,7 @@ def serve(
         )
         print(f"error: the settings are wrong; nothing was started\n{problems}", file=sys.stderr)  # noqa: T201 - for people
         raise typer.Exit(2) from None
-    except (server.StartError, OSError) as error:
+    except (server.StartError, UnknownSettingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - for people
         raise typer.Exit(1) from None
 

@@ -4,6 +4,7 @@ Read from a TOML file (`duohuo serve --config FILE`) and from environment variab
 name in capitals; maps and lists as JSON), which win. An unknown name or a bad value stops the start.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from pydantic_settings import (
 Role = Literal["gateway", "account", "session", "transfer"]
 ROLES: tuple[Role, ...] = ("gateway", "account", "session", "transfer")
 CenterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}$")]
+_NOT_OURS = {"DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD"}  # the command line's
 Address = Annotated[str, StringConstraints(pattern=r"^.+:\d{1,5}$")]
 
 
@@ -82,13 +84,24 @@ class CenterSettings(BaseSettings):
         return init_settings, env_settings, toml
 
 
+class UnknownSettingError(ValueError):
+    """An environment variable that looks like a setting and is none, such as a misspelt one."""
+
+
 def load(config: Path | None, **given: object) -> CenterSettings:
     """Settings from what is given (command line), the environment and a TOML file, in this order.
 
-    Raises pydantic.ValidationError with every problem found, or OSError for the file.
+    Raises pydantic.ValidationError with every problem found, UnknownSettingError, or OSError.
     """
     if config is not None and not config.is_file():
         raise FileNotFoundError(f"{config} does not exist")
+
+    known = {f"DUOHUO_{name.upper()}" for name in CenterSettings.model_fields}
+    unknown = sorted(
+        name for name in os.environ if name.startswith("DUOHUO_") and name not in known | _NOT_OURS
+    )
+    if unknown:
+        raise UnknownSettingError(f"there is no setting {', '.join(unknown)}")
 
     class FromFile(CenterSettings):
         model_config = SettingsConfigDict(env_prefix="DUOHUO_", extra="forbid", toml_file=config)

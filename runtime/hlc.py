@@ -17,6 +17,11 @@ def physical_ms(hlc: int) -> int:
     return hlc >> COUNTER_BITS
 
 
+CLIENT_AHEAD_MS_MAX = AHEAD_MS_MAX // 2
+"""The same for a client's causal token: so that what it drags ahead is still believed elsewhere, by a
+center whose clock is up to half an hour behind."""
+
+
 class TooFarAhead(Exception):
     """A remote timestamp that would drag this clock more than an hour ahead of its wall clock."""
 
@@ -36,8 +41,8 @@ class HybridClock:
         self.latest = max(self.latest + 1, self._clock.wall_ms() << COUNTER_BITS)
         return self.latest
 
-    def observe(self, remote: int) -> None:
+    def observe(self, remote: int, ahead_ms_max: int = AHEAD_MS_MAX) -> None:
         """Makes sure that later timestamps are above `remote`. Raises TooFarAhead."""
-        if physical_ms(remote) > self._clock.wall_ms() + AHEAD_MS_MAX:
+        if physical_ms(remote) > self._clock.wall_ms() + ahead_ms_max:
             raise TooFarAhead
         self.latest = max(self.latest, remote)

@@ -1,8 +1,10 @@
 """Identifiers: what a user registers and logs in with, in one normal form."""
 
+import re
 from functools import lru_cache
 
 IDENTIFIER_LENGTH_MAX = 254
+_PHONE = re.compile(r"[+\uff0b][\d\s().\-/\u2010-\u2015\uff0d]+")
 
 
 class InvalidIdentifier(ValueError):
@@ -30,16 +32,22 @@ def _normal_email(address: str) -> str:
         checked = validate_email(address, check_deliverability=False, test_environment=True)
     except EmailNotValidError:
         raise InvalidIdentifier from None
-    return checked.normalized.casefold()
+    # The domain is normal as it is (UTS 46); folding it once more would make two domains one.
+    return f"{checked.local_part.casefold()}@{checked.domain}"
 
 
 def _normal_phone(number: str) -> str:
     import phonenumbers
 
+    if not _PHONE.fullmatch(number):
+        raise InvalidIdentifier
     try:
         parsed = phonenumbers.parse(number, None)
     except phonenumbers.NumberParseException:
         raise InvalidIdentifier from None
     if not phonenumbers.is_possible_number(parsed):
         raise InvalidIdentifier
-    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    normal = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+    if phonenumbers.parse(normal, None) != parsed:
+        raise InvalidIdentifier  # it would mean another number when read again
+    return normal

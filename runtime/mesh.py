@@ -90,8 +90,13 @@ class Mesh:
 
     async def stream(self, center: str, call: Call) -> AsyncIterator[bytes]:
         endpoint = self.local if center == self.here else self._open(center)
-        async for message in endpoint.stream(call):
-            yield message
+        try:
+            async for message in endpoint.stream(call):
+                yield message
+        except RpcError as error:
+            if error.reason == "CENTER_UNREACHABLE" and center != self.here:
+                self._record(center, answered=False)
+            raise
 
     async def wait_for_peers(self, timeout_s: float) -> bool:
         """Waits until all other centers have answered once, but not longer; `run` must be running."""

@@ -47,16 +47,26 @@ def find(application_id: str) -> Unit[ApplicationRow | None]:
     return _row(rows[0]) if rows else None
 
 
+def applied_for(
+    payer_account_id: str, transfer_id: str, origin: str
+) -> Unit[ApplicationRow | None]:
+    """The application for a transfer id that this origin has accepted."""
+    rows = yield from query(
+        f"{_SELECT} WHERE payer_account_id = ? AND transfer_id = ? AND origin = ?",
+        payer_account_id,
+        transfer_id,
+        origin,
+    )
+    return _row(rows[0]) if rows else None
+
+
 def accept(application: Application, body_hash: bytes, stamp: Stamp) -> Unit[ApplicationRow]:
     """Queues an application; if its transfer id was applied for here before, returns that one."""
-    present = yield from query(
-        f"{_SELECT} WHERE payer_account_id = ? AND transfer_id = ? AND origin = ?",
-        application.payer_account_id,
-        application.transfer_id,
-        application.origin_center,
+    present = yield from applied_for(
+        application.payer_account_id, application.transfer_id, application.origin_center
     )
-    if present:
-        return _row(present[0])
+    if present is not None:
+        return present
     yield from _insert(application, body_hash, stamp.time_ms, stamp.traceparent)
     yield from _tell(application, stamp)
     found = yield from find(application.application_id)
@@ -169,13 +179,16 @@ def cancel_if_undelivered(application_id: str, stamp: Stamp) -> Unit[Application
     return (yield from decide(application_id, Decision.CANCELLED, "CANCELLED", "", stamp))
 
 
-def waiting_for(payer_account_id: str, transfer_id: str, origin: str) -> Unit[list[str]]:
-    """Ids of this origin's open applications for a transfer."""
+def waiting_for(
+    payer_account_id: str, transfer_id: str, body_hash: bytes, origin: str
+) -> Unit[list[str]]:
+    """Ids of this origin's open applications for a transfer of this body."""
     rows = yield from query(
         "SELECT application_id FROM application WHERE payer_account_id = ? AND transfer_id = ?"
-        " AND origin = ? AND state IN (1, 2)",
+        " AND body_hash = ? AND origin = ? AND state IN (1, 2)",
         payer_account_id,
         transfer_id,
+        body_hash,
         origin,
     )
     return [row[0] for row in rows]
@@ -211,6 +224,15 @@ def changed_since(payer_account_id: str, number: int, limit: int) -> Unit[list[A
         limit,
     )
     return [_row(row) for row in rows]
+
+
+def last_change(payer_account_id: str) -> Unit[int]:
+    """The highest change number of the payer's applications."""
+    rows = yield from query(
+        "SELECT coalesce(max(change_number), 0) FROM application WHERE payer_account_id = ?",
+        payer_account_id,
+    )
+    return int(rows[0][0])
 
 
 def open_count() -> Unit[int]:

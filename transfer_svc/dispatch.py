@@ -8,6 +8,8 @@ is asked again with the same id, whatever it has done.
 import asyncio
 from random import Random
 
+import structlog
+
 from duohuo.internal.v1.peer_services_pb2 import (
     DECIDE_INTENT_EXECUTE,
     DecideRequest,
@@ -23,13 +25,14 @@ from runtime.store import Store
 from sync_bus.site import Site
 from transfer_svc import applications
 from transfer_svc.applications import ApplicationRow
-from transfer_svc.states import Decision, decision_of
+from transfer_svc.states import Decision, IllegalTransition, decision_of
 
 DELAY_MS_FIRST = 500
 DELAY_MS_MAX = 60_000
 ATTEMPTS_AT_ONCE_MAX = 32
 ATTEMPT_TIMEOUT_S = 5.0
 _DECIDE = peer_method("transfer", "Decide")
+_logger = structlog.get_logger()
 
 
 def delay_ms(attempts: int, random: Random) -> int:
@@ -98,6 +101,13 @@ class QueueWorker:
                 await self._ask_home(row, home)
             except RpcError as error:
                 telemetry.annotate({"duohuo.reason": error.reason})
+            except IllegalTransition as contradiction:
+                # The application has ended; what it ended as stands.
+                _logger.warning(
+                    "contradictory decision",
+                    application=application.application_id,
+                    what=str(contradiction),
+                )
 
     async def _ask_home(self, row: ApplicationRow, home: str) -> None:
         application = row.message

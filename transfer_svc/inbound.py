@@ -45,6 +45,7 @@ class Inbound:
                 yield from self._follow(
                     settled.payer_account_id,
                     settled.transfer_id,
+                    settled.body_hash,
                     settled.state,
                     settled.reason,
                     stamp,
@@ -61,18 +62,21 @@ class Inbound:
         self, payer: str, transfer_id: str, event: TransferEvent, reason: str, stamp: Stamp
     ) -> Unit[None]:
         row = yield from transfers.settle(self._site.here, payer, transfer_id, event, reason, stamp)
-        yield from self._follow(payer, transfer_id, row.state, row.reason, stamp)
+        yield from self._follow(payer, transfer_id, row.body_hash, row.state, row.reason, stamp)
 
     def _follow(
         self,
         payer: str,
         transfer_id: str,
+        body_hash: bytes,
         state: TransferState.ValueType,
         reason: str,
         stamp: Stamp,
     ) -> Unit[None]:
         """Moves the applications of this origin that wait for the transfer."""
-        waiting = yield from applications.waiting_for(payer, transfer_id, self._site.here)
+        waiting = yield from applications.waiting_for(
+            payer, transfer_id, body_hash, self._site.here
+        )
         for application_id in waiting:
             yield from applications.decide(
                 application_id, decision_of(state, reason), reason, "", stamp

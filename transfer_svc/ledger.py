@@ -51,8 +51,13 @@ class NotCovered(Exception):
     """A leg would leave an account below zero or in another currency. Raising undoes the unit."""
 
 
+def outside(center: str) -> str:
+    """Who pays deposits. A deposit id counts once at its center, whatever the currency."""
+    return f"external.{center}"
+
+
 def external(center: str, currency: str) -> str:
-    return f"external.{center}.{currency}"
+    return f"{outside(center)}.{currency}"
 
 
 def transit(center: str, other: str, currency: str) -> str:

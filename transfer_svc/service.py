@@ -41,8 +41,10 @@ from runtime.ids import application_id, is_client_made
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
+from sync_bus.log import Stamp
 from sync_bus.site import Site
 from transfer_svc import applications, ledger, rules, transfers
+from transfer_svc.applications import ApplicationRow
 from transfer_svc.dispatch import transfer_of
 from transfer_svc.payees import Payees
 from transfer_svc.rules import Order
@@ -117,10 +119,9 @@ class TransferService:
             raise invalid("deposit_id", "must be 8 to 64 letters, digits, '-' or '_'", "KEY")
         rules.check_amount(request.amount)
         self._site.require_home(self._site.slot_of(request.account_id))
-        outside = ledger.external(self._site.here, request.amount.currency_code)
         transfer = TransferRequest(
             transfer_id=request.deposit_id,
-            payer_account_id=outside,
+            payer_account_id=ledger.outside(self._site.here),
             payee_account_id=request.account_id,
             amount=request.amount,
             memo="deposit",
@@ -142,7 +143,26 @@ class TransferService:
         self, request: ApplyTransferRequest, _incoming: Incoming
     ) -> Application:
         rules.check_transfer(request)
+        body_hash = rules.body_hash(request)
         stamp = self._site.stamps.now()
+        row = await self._store.read(
+            applications.applied_for(request.payer_account_id, request.transfer_id, self._site.here)
+        )
+        if row is None:
+            row = await self._accept(request, body_hash, stamp)
+        telemetry.annotate(
+            {
+                "duohuo.transfer_id": request.transfer_id,
+                "duohuo.application_id": row.message.application_id,
+            }
+        )
+        if row.body_hash != body_hash:
+            raise rules.refusal("IDEMPOTENCY_CONFLICT")
+        return row.message
+
+    async def _accept(
+        self, request: ApplyTransferRequest, body_hash: bytes, stamp: Stamp
+    ) -> ApplicationRow:
         slot = self._site.slot_of(request.payer_account_id)
         application = Application(
             application_id=application_id(self._site.here, slot, self._site.ids.unique()),
@@ -158,19 +178,9 @@ class TransferService:
         payee = request.WhichOneof("payee")
         assert payee is not None  # noqa: S101 - checked by check_transfer
         setattr(application, payee, getattr(request, payee))
-        body_hash = rules.body_hash(request)
-        telemetry.annotate(
-            {
-                "duohuo.transfer_id": request.transfer_id,
-                "duohuo.application_id": application.application_id,
-            }
-        )
-        row = await self._store.write(
+        return await self._store.write(
             "accept application", applications.accept(application, body_hash, stamp)
         )
-        if row.body_hash != body_hash:
-            raise rules.refusal("IDEMPOTENCY_CONFLICT")
-        return row.message
 
     async def GetApplication(
         self, request: GetApplicationRequest, incoming: Incoming
@@ -194,7 +204,8 @@ class TransferService:
     async def WatchApplications(
         self, request: WatchApplicationsRequest, _incoming: Incoming
     ) -> AsyncIterator[Application]:
-        payer, seen, first = request.payer_account_id, 0, True
+        payer, seen = request.payer_account_id, 0
+        begun = await self._store.read(applications.last_change(payer))
         while True:
             committed = self._committed.next()
             rows = await self._store.read(
@@ -202,10 +213,9 @@ class TransferService:
             )
             for row in rows:
                 seen = row.change_number
-                if not first or row.message.state in APPLICATION_OPEN:
+                if seen > begun or row.message.state in APPLICATION_OPEN:
                     yield row.message
             if not rows:
-                first = False
                 await self._committed.wait(committed)
 
     async def CancelApplication(

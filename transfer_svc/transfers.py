@@ -89,7 +89,7 @@ def decide(
 ) -> Unit[TransferRow]:
     """At the payer's home: executes the order, or refuses it, once and for ever.
 
-    A deposit is a transfer whose payer is the outside world, `ledger.external`.
+    A deposit is a transfer whose payer is the outside world, `ledger.outside`.
 
     `refused` is a reason known before the unit (nobody to pay, cancelled, expired). If the transfer
     was decided before, that decision is returned; compare its body hash with the order's.
@@ -110,10 +110,9 @@ def decide(
     elif payee_home == center:
         state = TRANSFER_STATE_CREDITED
         kind = POSTING_KIND_DEPOSIT if from_outside else POSTING_KIND_TRANSFER
+        source = ledger.external(center, order.currency) if from_outside else order.payer_account_id
         posting = _posting(kind, order)
-        yield from ledger.post(
-            center, posting, order.payer_account_id, order.payee_account_id, stamp
-        )
+        yield from ledger.post(center, posting, source, order.payee_account_id, stamp)
     else:
         state = TRANSFER_STATE_DEBITED
         posting = _posting(POSTING_KIND_DEBIT, order)
@@ -232,5 +231,6 @@ def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
         payer_account_id=row.payer_account_id,
         state=row.state,
         reason=row.reason,
+        body_hash=row.body_hash,
     )
     yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))

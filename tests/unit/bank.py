@@ -74,7 +74,7 @@ class Bank:
         self, account: str, minor_units: int, deposit_id: str, currency: str = "CNY"
     ) -> TransferRow:
         home = self.home(account)
-        outside = ledger.external(home.site.here, currency)
+        outside = ledger.outside(home.site.here)
         order = Order(deposit_id, outside, account, currency, minor_units, "", b"body")
         stamp = home.site.stamps.now()
         return await home.store.write(

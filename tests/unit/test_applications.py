@@ -254,7 +254,7 @@ async def test_only_open_applications_of_this_origin_wait_for_a_transfer(
     await decide(store, ended, Decision.CANCELLED)
     await decide(store, here, Decision.DEBITED)
     waiting = [
-        await store.read(applications.waiting_for(payer, "transfer-1", "a"))
+        await store.read(applications.waiting_for(payer, "transfer-1", BODY, "a"))
         for payer in (ALICE, BOB)
     ]
     assert waiting == [[here.application_id], []]
