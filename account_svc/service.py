@@ -104,6 +104,15 @@ class AccountService:
             credential.password_hash if credential else None, request.old_password
         )
         if credential is None or not proved:
+            home = self._site.home_of(account.account_id)
+            if home != self._site.here:
+                raise RpcError(
+                    StatusCode.UNAVAILABLE,
+                    "HOME_CENTER_UNAVAILABLE",
+                    f"only center {home}, which does not answer now, can check this password",
+                    retry_after_ms=5000,
+                    advice="Try again in a moment; your password may still be right.",
+                )
             raise RpcError(
                 StatusCode.UNAUTHENTICATED, "BAD_CREDENTIALS", "the old password is wrong"
             )

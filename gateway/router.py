@@ -4,7 +4,9 @@ A call is sent on to the next center only if it definitely did not run, or is sa
 request stays bytes; only its key is read.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from grpc import StatusCode
 
@@ -25,6 +27,7 @@ FAILOVER_TIMEOUT_S = 2.0
 ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
+SESSION_RECHECK_S = 2.0
 _ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET"})
 
 
@@ -69,8 +72,36 @@ class Router:
         metadata = await self._metadata(call)
         target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
         hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
-        async for message in self._mesh.stream(target.center, hop):
-            yield message
+        async with aclosing(self._mesh.stream(target.center, hop)) as messages:  # type: ignore[type-var] # a generator
+            async for message in self._while_session_lasts(call, messages):
+                yield message
+
+    async def _while_session_lasts(
+        self, call: Call, messages: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """Passes messages on, and asks now and then whether the caller's session is still good."""
+        if call.method.access != ACCESS_USER:
+            async for message in messages:
+                yield message
+            return
+        checked_ms = self._clock.monotonic_ms()
+        arriving = asyncio.ensure_future(anext(messages, None))
+        try:
+            while True:
+                await asyncio.wait([arriving], timeout=SESSION_RECHECK_S)
+                if self._clock.monotonic_ms() - checked_ms >= SESSION_RECHECK_S * 1000:
+                    await self._authenticator.account_of(call, self)
+                    checked_ms = self._clock.monotonic_ms()
+                if not arriving.done():
+                    continue
+                arrived = arriving.result()
+                if arrived is None:
+                    return
+                yield arrived
+                arriving = asyncio.ensure_future(anext(messages, None))
+        finally:
+            arriving.cancel()
+            await asyncio.wait([arriving])
 
     async def _ask(self, target: Target, home: str, call: Call, attempt: int) -> Reply:
         with telemetry.span(

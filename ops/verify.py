@@ -129,8 +129,8 @@ def _compare_sums(
                 )
             else:
                 fine.append(
-                    f"CONSERVE: center {name} holds {sums.users} {sums.currency_code} of its users,"
-                    f" {sums.transit} in transit, {-sums.external} from outside"
+                    f"CONSERVE: the books of center {name} sum to zero;"
+                    f" its users hold {sums.users} {sums.currency_code}"
                 )
     if complete:
         violations += [

@@ -26,6 +26,16 @@ async def tell(state: Path, wanted: str) -> tuple[str, dict[str, Any]]:
     answers = await asyncio.gather(*(_ask(state, center, wanted) for center in centers))
     silent = [center for center, found in zip(centers, answers, strict=True) if found is None]
     spans = {span.span_id: span for found in answers if found for span in found}
+    # A center may have worked in a trace without having seen the id that it is asked for.
+    in_traces = await asyncio.gather(
+        *(
+            _ask(state, center, trace)
+            for trace in sorted({span.trace_id for span in spans.values()})
+            for center in centers
+            if center not in silent
+        )
+    )
+    spans |= {span.span_id: span for found in in_traces if found for span in found}
     if not spans:
         raise Failure(
             f"no center that answers has seen {wanted}"

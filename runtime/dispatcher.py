@@ -13,7 +13,7 @@ from duohuo.v1.routing_pb2 import ACCESS_USER
 from runtime import telemetry
 from runtime.endpoint import ACCOUNT, CAUSAL, SERVED_BY, Call, Reply
 from runtime.errors import RpcError, invalid
-from runtime.hlc import CLIENT_AHEAD_MS_MAX, HybridClock, TooFarAhead
+from runtime.hlc import HybridClock
 from runtime.methods import Method, service_methods
 
 _log = structlog.get_logger()
@@ -103,8 +103,8 @@ class Dispatcher:
 
     def _observe(self, causal: str) -> None:
         try:
-            self._clock.observe(int(causal), CLIENT_AHEAD_MS_MAX)
-        except (ValueError, TooFarAhead):
+            self._clock.observe_client(int(causal))
+        except ValueError:
             raise invalid(
                 CAUSAL, "the causal token was not made by this mesh", "CAUSAL_TOKEN_INVALID"
             ) from None

@@ -85,7 +85,8 @@ def _translate(name: str, error: grpc.aio.AioRpcError) -> RpcError:
         if key == _DETAILS and isinstance(value, bytes):
             return RpcError.from_status(status_pb2.Status.FromString(value))
     text = error.details() or ""
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
+    # A peer that stops cancels what is left of its calls.
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return unreachable(name, ran=not text.startswith(_NEVER_SENT))
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return RpcError(

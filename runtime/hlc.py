@@ -41,8 +41,14 @@ class HybridClock:
         self.latest = max(self.latest + 1, self._clock.wall_ms() << COUNTER_BITS)
         return self.latest
 
-    def observe(self, remote: int, ahead_ms_max: int = AHEAD_MS_MAX) -> None:
+    def observe(self, remote: int) -> None:
         """Makes sure that later timestamps are above `remote`. Raises TooFarAhead."""
-        if physical_ms(remote) > self._clock.wall_ms() + ahead_ms_max:
+        if physical_ms(remote) > self._clock.wall_ms() + AHEAD_MS_MAX:
             raise TooFarAhead
         self.latest = max(self.latest, remote)
+
+    def observe_client(self, token: int) -> None:
+        """The same for a client's causal token, as far as it is believed: no client may be refused,
+        and none may drag this clock further ahead than the other centers believe."""
+        limit = self._clock.wall_ms() + CLIENT_AHEAD_MS_MAX << COUNTER_BITS
+        self.latest = max(self.latest, min(token, limit))

@@ -6,6 +6,7 @@ called, spans cost next to nothing and go nowhere.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from runtime.errors import RpcError
 __all__ = ["Span", "SpanKind", "annotate", "begin", "span", "start", "trace_id", "traceparent"]
 
 TRACEPARENT = "traceparent"
+STOP_TIMEOUT_S = 1.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("duohuo")
 
@@ -130,14 +132,14 @@ def start(
 
     Sampling, batching and the OTLP endpoint follow the standard OTEL_ environment variables.
     """
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
     provider = TracerProvider(
-        resource=Resource.create(
-            {"service.name": "duohuo", "duohuo.center": center, "duohuo.roles": ",".join(roles)}
-        )
+        resource=Resource({"service.name": "duohuo"})
+        .merge(OTELResourceDetector().detect())
+        .merge(Resource({"duohuo.center": center, "duohuo.roles": ",".join(roles)}))
     )
     for exporter in exporters:
         assert isinstance(exporter, SpanExporter)  # noqa: S101 - narrows an SDK type kept out of the signature
@@ -148,4 +150,11 @@ def start(
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     _state.recording = True
-    return provider.shutdown
+
+    def stop() -> None:
+        # A collector that is away must not hold up the end of a center.
+        flushing = threading.Thread(target=provider.shutdown, daemon=True)
+        flushing.start()
+        flushing.join(STOP_TIMEOUT_S)
+
+    return stop

@@ -176,6 +176,7 @@ class JetStreamBus:
                 "messaging.system": "nats",
                 "messaging.operation.type": "send",
                 "messaging.destination.name": subject,
+                "duohuo.role": self._role,
                 "duohuo.seq": entry.seq,
             },
             telemetry.SpanKind.PRODUCER,

@@ -225,6 +225,7 @@ class Replicator:
                 "messaging.operation.type": "process",
                 "messaging.destination.name": entry.topic,
                 "duohuo.hop": "cross-center",
+                "duohuo.role": self._role,
                 "duohuo.source": peer,
                 "duohuo.seq": entry.seq,
                 **_named(record, kind),
@@ -239,6 +240,7 @@ class Replicator:
 def _named(record: LogRecord, kind: str) -> dict[str, str]:
     """The ids by which people look for a trace."""
     body = getattr(record, kind, None)
+    body = getattr(body, "application", body)
     found = {
         f"duohuo.{name}": str(getattr(body, name, "")) for name in ("transfer_id", "application_id")
     }

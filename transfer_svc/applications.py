@@ -1,8 +1,8 @@
 """Applications: queued transfers, at the center that accepted them and as copies everywhere else.
 
-The origin alone moves an application through its states; each change of state goes to the other
-centers over the log. `maybe_delivered` is set, durably, before home is asked: while it is unset it is
-certain that home has not decided.
+The origin alone moves an application through its states, by what home decided; each change of state
+goes to the other centers over the log. Cancelled and expired are decisions of home's too: the same
+transfer may be queued at two centers, and only home can promise that it never runs.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS application (
   application_id TEXT NOT NULL PRIMARY KEY, payer_account_id TEXT NOT NULL,
   transfer_id TEXT NOT NULL, origin TEXT NOT NULL, body_hash BLOB NOT NULL, state INTEGER NOT NULL,
-  maybe_delivered INTEGER NOT NULL, next_attempt_ms INTEGER NOT NULL, create_ms INTEGER NOT NULL,
+  next_attempt_ms INTEGER NOT NULL, create_ms INTEGER NOT NULL,
   change_number INTEGER NOT NULL UNIQUE, traceparent TEXT NOT NULL, message BLOB NOT NULL,
   UNIQUE (payer_account_id, transfer_id, origin)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS application_due ON application (next_attempt_ms) WHERE state = 1;
@@ -34,12 +34,11 @@ class ApplicationRow(NamedTuple):
 
     message: Application
     body_hash: bytes
-    maybe_delivered: bool
     change_number: int
     traceparent: str
 
 
-_SELECT = "SELECT message, body_hash, maybe_delivered, change_number, traceparent FROM application"
+_SELECT = "SELECT message, body_hash, change_number, traceparent FROM application"
 
 
 def find(application_id: str) -> Unit[ApplicationRow | None]:
@@ -107,42 +106,16 @@ def wake(origin: str, now_ms: int) -> Unit[None]:
     )
 
 
-def attempting(application_id: str) -> Unit[ApplicationRow | None]:
-    """Counts an attempt and notes that home may have it from now on. None if no longer queued."""
-    found = yield from find(application_id)
-    if found is None or found.message.state != APPLICATION_STATE_QUEUED:
-        return None
-    found.message.attempts += 1
-    yield from _store(found.message)
-    yield from query(
-        "UPDATE application SET maybe_delivered = 1 WHERE application_id = ?", application_id
-    )
-    return found
-
-
-def attempt_failed(
-    application_id: str,
-    error: str,
-    next_attempt_ms: int,
-    *,
-    counted: bool,
-    maybe_delivered: bool,
-) -> Unit[None]:
-    """Notes why an attempt brought no decision, and when the next one is due.
-
-    `counted` tells whether `attempting` has counted it already; `maybe_delivered` is what is certain
-    now about home having it.
-    """
+def attempted(application_id: str, error: str, next_attempt_ms: int) -> Unit[None]:
+    """Counts an attempt that brought no decision, with its reason, and sets when the next is due."""
     found = yield from find(application_id)
     if found is None or found.message.state != APPLICATION_STATE_QUEUED:
         return
-    if not counted:
-        found.message.attempts += 1
+    found.message.attempts += 1
     found.message.last_attempt_error = error
     yield from _store(found.message)
     yield from query(
-        "UPDATE application SET maybe_delivered = ?, next_attempt_ms = ? WHERE application_id = ?",
-        int(maybe_delivered),
+        "UPDATE application SET next_attempt_ms = ? WHERE application_id = ?",
         next_attempt_ms,
         application_id,
     )
@@ -159,6 +132,8 @@ def decide(
     state = next_application_state(message.state, decision)
     if state == message.state:
         return message
+    if message.state == APPLICATION_STATE_QUEUED:
+        message.attempts += 1  # the one that brought the decision
     message.state = state
     message.reason = reason
     message.last_attempt_error = ""
@@ -169,14 +144,6 @@ def decide(
     yield from _store(message)
     yield from _tell(message, stamp)
     return message
-
-
-def cancel_if_undelivered(application_id: str, stamp: Stamp) -> Unit[Application | None]:
-    """Cancels here and now if home certainly has not decided; returns the application if it did."""
-    found = yield from find(application_id)
-    if found is None or found.message.state != APPLICATION_STATE_QUEUED or found.maybe_delivered:
-        return None
-    return (yield from decide(application_id, Decision.CANCELLED, "CANCELLED", "", stamp))
 
 
 def waiting_for(
@@ -241,14 +208,14 @@ def open_count() -> Unit[int]:
 
 
 def _row(row: Row) -> ApplicationRow:
-    return ApplicationRow(Application.FromString(row[0]), row[1], bool(row[2]), row[3], row[4])
+    return ApplicationRow(Application.FromString(row[0]), *row[1:])
 
 
 def _insert(
     application: Application, body_hash: bytes, time_ms: int, traceparent: str
 ) -> Unit[None]:
     yield from query(
-        "INSERT INTO application VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?,"
+        "INSERT INTO application VALUES (?, ?, ?, ?, ?, ?, ?, ?,"
         " (SELECT coalesce(max(change_number), 0) + 1 FROM application), ?, ?)",
         application.application_id,
         application.payer_account_id,

@@ -1,8 +1,7 @@
 """Works through the queue: asks each application's home, again and again, until it decides.
 
-Attempts are spaced by exponential back-off with jitter and start anew when a center comes back. An
-attempt that home definitely did not see leaves the application as it was; after any other failure home
-is asked again with the same id, whatever it has done.
+Attempts are spaced by exponential back-off with jitter and start anew when a center comes back. After
+any failure home is asked again with the same id, whatever it has done.
 """
 
 import asyncio
@@ -93,6 +92,7 @@ class QueueWorker:
                 "duohuo.application_id": application.application_id,
                 "duohuo.transfer_id": application.transfer_id,
                 "duohuo.home": home,
+                "duohuo.hop": "local" if home == self._site.here else "forwarded",
                 "duohuo.attempt": application.attempts + 1,
             },
             parent=row.traceparent or None,
@@ -111,22 +111,9 @@ class QueueWorker:
 
     async def _ask_home(self, row: ApplicationRow, home: str) -> None:
         application = row.message
-        expire_ms = application.expire_time.ToMilliseconds()
-        if expire_ms <= self._site.clock.wall_ms() and not row.maybe_delivered:
-            await self._decided(application, Decision.EXPIRED, "EXPIRED", "")
-            return
-        sent = False
         try:
             if not self._site.mesh.reachable(home):
                 raise unreachable(home, ran=False)
-            if (
-                await self._store.write(
-                    "attempt", applications.attempting(application.application_id)
-                )
-                is None
-            ):
-                return
-            sent = True
             answer = await ask(
                 self._site.mesh.at(home),
                 _DECIDE,
@@ -140,15 +127,10 @@ class QueueWorker:
                 ATTEMPT_TIMEOUT_S,
             )
         except RpcError as error:
+            next_ms = self._site.clock.wall_ms() + delay_ms(application.attempts, self._site.random)
             await self._store.write(
-                "attempt failed",
-                applications.attempt_failed(
-                    application.application_id,
-                    error.reason,
-                    self._site.clock.wall_ms() + delay_ms(application.attempts, self._site.random),
-                    counted=sent,
-                    maybe_delivered=row.maybe_delivered or (sent and error.ran),
-                ),
+                "attempted",
+                applications.attempted(application.application_id, error.reason, next_ms),
             )
             raise
         result = answer.result

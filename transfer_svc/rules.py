@@ -14,6 +14,7 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferRequest,
     TransferResult,
 )
+from runtime.clock import milliseconds
 from runtime.errors import RpcError, invalid
 from runtime.ids import account_slot, is_client_made, place_of
 
@@ -117,7 +118,7 @@ def expiry_ms(request: ApplyTransferRequest, now_ms: int) -> int:
     latest_ms = now_ms + APPLICATION_LIFETIME_MS_MAX
     if not request.HasField("expire_time"):
         return latest_ms
-    wanted_ms = request.expire_time.ToMilliseconds()
+    wanted_ms = milliseconds(request.expire_time)
     if not now_ms < wanted_ms <= latest_ms:
         raise invalid("expire_time", "must be in the future, and at most 30 days ahead")
     return wanted_ms

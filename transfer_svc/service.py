@@ -33,11 +33,11 @@ from duohuo.v1.transfer_service_pb2 import (
     WatchApplicationsRequest,
 )
 from runtime import telemetry
-from runtime.clock import timestamp
+from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import HOME, STALENESS_MS, ask
 from runtime.errors import RpcError, invalid
-from runtime.ids import application_id, is_client_made
+from runtime.ids import application_id, is_client_made, place_of
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
@@ -51,7 +51,7 @@ from transfer_svc.rules import Order
 from transfer_svc.states import APPLICATION_OPEN, Decision, decision_of
 from transfer_svc.transfers import TransferRow
 
-SETTLE_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 2.5  # less than a stopping center waits for its running calls
 SETTLE_MARGIN_S = 0.2
 PEER_TIMEOUT_S = 2.0
 WATCH_CHANGES_MAX = 100
@@ -100,11 +100,17 @@ class TransferService:
 
     async def Decide(self, request: DecideRequest, _incoming: Incoming) -> DecideResponse:
         rules.check_transfer(request.transfer)
+        telemetry.annotate(
+            {
+                "duohuo.transfer_id": request.transfer.transfer_id,
+                "duohuo.application_id": request.application_id,
+            }
+        )
         self._site.require_home(self._site.slot_of(request.transfer.payer_account_id))
         refused = ""
         if request.intent == DECIDE_INTENT_CANCEL:
             refused = "CANCELLED"
-        elif 0 < request.expire_time.ToMilliseconds() <= self._site.clock.wall_ms():
+        elif 0 < milliseconds(request.expire_time) <= self._site.clock.wall_ms():
             refused = "EXPIRED"
         row = await self._decide(request.transfer, refused, request.application_id)
         result = row.result()
@@ -226,19 +232,10 @@ class TransferService:
             return application
         if application.state != APPLICATION_STATE_QUEUED:
             raise _already_decided()
-        at_origin = application.origin_center == self._site.here
-        if at_origin:
-            cancelled = await self._store.write(
-                "cancel application",
-                applications.cancel_if_undelivered(
-                    application.application_id, self._site.stamps.now()
-                ),
-            )
-            if cancelled is not None:
-                return cancelled
+        # Only home can promise that the transfer never runs: the same id may be queued elsewhere too.
         result = await self._cancel_at_home(application)
         decision = decision_of(result.state, result.reason)
-        if at_origin:
+        if application.origin_center == self._site.here:
             decided = await self._store.write(
                 "decided",
                 applications.decide(
@@ -331,6 +328,14 @@ class TransferService:
 
     async def _own_application(self, wanted: str, incoming: Incoming) -> Application:
         row = await self._store.read(applications.find(wanted))
+        place = place_of(wanted)
+        if row is None and place is not None and place.origin not in (None, self._site.here):
+            raise RpcError(
+                StatusCode.UNAVAILABLE,
+                "NOT_COPIED_YET",
+                f"only center {place.origin}, which made this id, can say what it is",
+                retry_after_ms=1000,
+            )
         if row is None or row.message.payer_account_id != incoming.caller_account_id:
             raise RpcError(
                 StatusCode.NOT_FOUND, "APPLICATION_NOT_FOUND", "you have no such application"

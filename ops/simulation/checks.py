@@ -143,11 +143,15 @@ def _applications(
         for identifier, transfer, message in center.disk.rows(
             "transfer", "SELECT application_id, transfer_id, message FROM application"
         ):
-            ends[identifier].add(Application.FromString(message).state)
-            transfers[identifier] = transfer
+            application = Application.FromString(message)
+            ends[identifier].add(application.state)
+            if application.reason != "IDEMPOTENCY_CONFLICT":
+                transfers[identifier] = transfer
     for identifier, states in ends.items():
         if len(states) > 1 or not states <= _ENDS:
             yield f"ONCE: application {identifier} is in states {sorted(states)}"
+        if identifier not in transfers:
+            continue  # its id names another transfer; nothing can be said of this one
         took_effect = any(amount < 0 for _, amount in moved.get(transfers[identifier], [])) and (
             not any(kind == REFUND for kind, _ in moved[transfers[identifier]])
         )

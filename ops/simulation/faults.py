@@ -130,9 +130,9 @@ class Nemesis:
 
     async def _jump_clock(self) -> None:
         name = self._center()
-        jump_ms = self._random.choice((-600_000, -5_000, 5_000, 600_000))
-        self._tell(f"the clock of {name} jumps by {jump_ms} ms")
-        self._world.centers[name].clock.offset_ms += jump_ms
+        offset_ms = self._random.choice((-600_000, -5_000, 0, 5_000, 600_000))
+        self._tell(f"the clock of {name} jumps to be {offset_ms} ms off")
+        self._world.centers[name].clock.offset_ms = offset_ms
 
     async def _fill_disk(self) -> None:
         name = self._center()

@@ -306,6 +306,15 @@ class Workload:
         )
         if found is not None:
             user.applications.append(found.application_id)
+        if self._random.random() < 0.3:
+            # The same, or by mistake another amount, once more, perhaps at another center.
+            again = self._begin("apply", user, id=request.transfer_id, payee=payee.number)
+            request.amount.minor_units += self._random.choice((0, 0, 1))
+            found = await self._call(
+                again, user, "TransferService/ApplyTransfer", request, Application
+            )
+            if found is not None:
+                user.applications.append(found.application_id)
 
     async def _cancel(self, user: User) -> None:
         if not user.applications:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.transfer_service_pb2 import (
-    APPLICATION_STATE_CANCELLED,
     APPLICATION_STATE_DELIVERED,
     APPLICATION_STATE_QUEUED,
     Application,
@@ -67,21 +66,9 @@ async def decide(
     return await store.write("decide", unit)
 
 
-async def attempt(store: SqliteStore, application: Application) -> ApplicationRow | None:
-    return await store.write("attempt", applications.attempting(application.application_id))
-
-
-async def fail(
-    store: SqliteStore, application: Application, *, maybe_delivered: bool, counted: bool = True
-) -> None:
-    unit = applications.attempt_failed(
-        application.application_id,
-        "CENTER_UNREACHABLE",
-        NOON_MS + 700,
-        counted=counted,
-        maybe_delivered=maybe_delivered,
-    )
-    await store.write("attempt failed", unit)
+async def fail(store: SqliteStore, application: Application) -> None:
+    unit = applications.attempted(application.application_id, "CENTER_UNREACHABLE", NOON_MS + 700)
+    await store.write("attempted", unit)
 
 
 async def told(store: SqliteStore) -> list[ApplicationState.ValueType]:
@@ -115,56 +102,11 @@ async def test_another_transfer_or_payer_or_origin_is_another_application(
     assert (await accept(store, other)).message == other
 
 
-async def test_undelivered_it_is_cancelled_here_and_now(store: SqliteStore) -> None:
+async def test_an_attempt_without_a_decision_counts_and_says_why(store: SqliteStore) -> None:
     await accept(store, made())
-    cancel = applications.cancel_if_undelivered(made().application_id, stamp(3))
-    cancelled = await store.write("cancel", cancel)
-    assert cancelled is not None
-    assert cancelled.state == APPLICATION_STATE_CANCELLED
-    assert cancelled.decide_time == timestamp(NOON_MS + 3)
-    assert await told(store) == [APPLICATION_STATE_QUEUED, APPLICATION_STATE_CANCELLED]
-
-
-@pytest.mark.parametrize(
-    ("maybe_delivered", "cancelled"), [(None, False), (True, False), (False, True)]
-)
-async def test_it_is_cancelled_here_only_while_home_certainly_does_not_have_it(
-    store: SqliteStore, maybe_delivered: bool | None, cancelled: bool
-) -> None:
-    """An attempt that runs, or ended in doubt, may have reached home; a definite failure has not."""
-    await accept(store, made())
-    await attempt(store, made())
-    if maybe_delivered is not None:
-        await fail(store, made(), maybe_delivered=maybe_delivered)
-    cancel = applications.cancel_if_undelivered(made().application_id, stamp(3))
-    assert (await store.write("cancel", cancel) is not None) is cancelled
-    assert ((await found(store, made())).message.state == APPLICATION_STATE_QUEUED) is not cancelled
-
-
-@pytest.mark.parametrize("decision", Decision)
-async def test_what_is_decided_is_not_cancelled(store: SqliteStore, decision: Decision) -> None:
-    await accept(store, made())
-    decided = await decide(store, made(), decision)
-    cancel = applications.cancel_if_undelivered(made().application_id, stamp(3))
-    assert await store.write("cancel", cancel) is None
-    assert (await found(store, made())).message == decided
-
-
-async def test_an_attempt_is_counted_and_noted_before_home_is_asked(store: SqliteStore) -> None:
-    await accept(store, made())
-    await attempt(store, made())
-    row = await found(store, made())
-    assert (row.message.attempts, row.maybe_delivered) == (1, True)
-
-
-@pytest.mark.parametrize(("counted", "attempts"), [(True, 0), (False, 1)])
-async def test_a_failed_attempt_counts_once_and_says_why(
-    store: SqliteStore, counted: bool, attempts: int
-) -> None:
-    await accept(store, made())
-    await fail(store, made(), counted=counted, maybe_delivered=False)
+    await fail(store, made())
     message = (await found(store, made())).message
-    assert (message.attempts, message.last_attempt_error) == (attempts, "CENTER_UNREACHABLE")
+    assert (message.attempts, message.last_attempt_error) == (1, "CENTER_UNREACHABLE")
     assert await due(store, 699) == []
     assert await due(store, 700) == ["transfer-1"]
 
@@ -172,8 +114,7 @@ async def test_a_failed_attempt_counts_once_and_says_why(
 async def test_what_has_been_decided_is_attempted_no_more(store: SqliteStore) -> None:
     await accept(store, made())
     decided = await decide(store, made(), Decision.SUCCEEDED)
-    assert await attempt(store, made()) is None
-    await fail(store, made(), maybe_delivered=True)
+    await fail(store, made())
     assert (await found(store, made())).message == decided
     assert await due(store, 10**9) == []
 
@@ -193,7 +134,7 @@ async def test_an_attempt_is_due_at_its_time_and_after_the_clock_has_jumped_back
     store: SqliteStore, now_ms: int, is_due: bool
 ) -> None:
     await accept(store, made())
-    await fail(store, made(), maybe_delivered=False)
+    await fail(store, made())
     assert await due(store, now_ms) == ["transfer-1"] * is_due
 
 
@@ -211,7 +152,7 @@ async def test_the_longest_overdue_comes_first_and_each_origin_has_its_own(
 
 async def test_a_returned_home_makes_everything_due(store: SqliteStore) -> None:
     await accept(store, made())
-    await fail(store, made(), maybe_delivered=False)
+    await fail(store, made())
     await store.write("wake", applications.wake("b", NOON_MS + 5))
     assert await due(store, 5) == []
     await store.write("wake", applications.wake("a", NOON_MS + 5))
@@ -223,7 +164,7 @@ async def test_a_decision_is_noted_told_and_repeatable(
     store: SqliteStore, decision: Decision
 ) -> None:
     await accept(store, made())
-    await fail(store, made(), maybe_delivered=True)
+    await fail(store, made())
     decided = await decide(store, made(), decision, "WHY")
     assert decided is not None
     assert decided.HasField("decide_time") is (decided.state not in APPLICATION_OPEN)

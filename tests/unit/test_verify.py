@@ -55,7 +55,7 @@ def test_healthy_centers_pass_and_it_says_what_was_checked() -> None:
     assert not report.violations
     assert "CONVERGE: ledger of center a are the same at 3 centers" in report.checked
     assert "CONVERGE: changes of all centers are the same at 3 centers" in report.checked
-    assert any("center a holds 30 CNY" in line for line in report.checked)
+    assert any("center a sum to zero; its users hold 30 CNY" in line for line in report.checked)
     assert "verify: passed" in report.text()
 
 

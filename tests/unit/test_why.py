@@ -42,11 +42,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[SpanRecord] | N
     async def ask(
         _state: Path, center: str, path: str, request: Message, _response: type[Message]
     ) -> FindSpansResponse:
-        assert (path, request) == ("FindSpans", FindSpansRequest(id="wanted"))
+        assert path == "FindSpans"
+        assert isinstance(request, FindSpansRequest)
         found = spans[center]
         if found is None:
             raise unreachable(center, ran=False)
-        return FindSpansResponse(spans=found)
+        wanted = [span for span in found if request.id in ("wanted", span.trace_id)]
+        return FindSpansResponse(spans=wanted)
 
     monkeypatch.setattr(mesh_file, "read", lambda _state: MESH)
     monkeypatch.setattr(ops.why, "ask_operator", ask)
