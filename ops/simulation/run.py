@@ -62,7 +62,7 @@ def run_seed(seed: int, setup: Setup) -> Result:
     try:
         history = History()
         world = World(str(seed), [chr(97 + i) for i in range(setup.centers)], loop, directory)
-        workload = Workload(world, history, USERS)
+        workload = Workload(world, history, str(seed), USERS)
         settled_s = loop.run(_scenario(world, workload, history, setup))
         broken = list(dict.fromkeys(history.broken))
         return Result(
@@ -109,7 +109,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         await asyncio.gather(*users)
         await _settle(world, history)
         checking.cancel()
-    history.broken += checks.after(world, workload, history)
+    history.broken += checks.after(world, workload.users, history)
     history.broken += [f"CRASH: {crash}" for crash in world.crashes]
     history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
     return world.loop.time() - healed_s
