@@ -77,7 +77,7 @@ def run_seed(seed: int, setup: Setup) -> Result:
                 for outcome in Outcome
             },
             world.network.counts,
-            _timeline(history) if broken else [],
+            history.timeline() if broken else [],
         )
     finally:
         for center in world.centers.values():
@@ -143,12 +143,6 @@ async def _settle(world: World, history: History) -> None:
         for role in ("account", "session", "transfer"):
             parked = center.disk.rows(role, "SELECT source, topic, seq, reason FROM parked")
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
-
-
-def _timeline(history: History) -> list[str]:
-    lines = [(when, f"{when:9.3f} s  -- {what}") for when, what in history.events]
-    lines += [(one.start_s, str(one)) for one in history.operations]
-    return [line for _, line in sorted(lines)]
 
 
 def _memory() -> str | None:
