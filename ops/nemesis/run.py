@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ PROGRESS_INTERVAL_S = 10.0
 WATCH_INTERVAL_S = 1.0
 SETTLE_WITHIN_S = 120.0
 """After the last fault all copies agree and every application is decided within this time."""
-VIOLATIONS_SHOWN = 20
+SHOWN_OF_EACH = 3
+"""Violations of one guarantee that are shown to people; all are in the JSON."""
 ROLES_WITH_PARKED = ("account", "session", "transfer")
 
 
@@ -63,7 +64,7 @@ class Report:
             *(f"skipped: {skipped}" for skipped in self.skipped),
             f"settled {self.settled_s:.1f} s after the last fault ({SETTLE_WITHIN_S:.0f} s allowed)",
             f"history: {self.history}",
-            *(f"VIOLATION {violation}" for violation in self.violations[:VIOLATIONS_SHOWN]),
+            *_some_of_each(self.violations),
             (
                 f"drill nemesis, seed {self.seed}, {self.minutes:g} minutes:"
                 f" {len(self.violations)} violations, {'passed' if self.passed else 'FAILED'}"
@@ -205,6 +206,17 @@ def _report(
 
 def _said(history: History) -> Counter[str]:
     return Counter(one.outcome.value for one in history.operations)
+
+
+def _some_of_each(violations: list[str]) -> Iterator[str]:
+    """A few of each guarantee, so that many of one do not hide another."""
+    found: dict[str, list[str]] = {}
+    for violation in violations:
+        found.setdefault(violation.partition(":")[0], []).append(violation)
+    for guarantee, those in found.items():
+        yield from (f"VIOLATION {violation}" for violation in those[:SHOWN_OF_EACH])
+        if len(those) > SHOWN_OF_EACH:
+            yield f"VIOLATION {guarantee}: and {len(those) - SHOWN_OF_EACH} more"
 
 
 def _counted(counts: dict[str, int]) -> str:
