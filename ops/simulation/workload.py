@@ -252,9 +252,8 @@ class Workload:
         if must_work and self._stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
         if operation.reason == "BAD_CREDENTIALS":
-            for maybe in user.maybe_passwords:
-                user.password, user.maybe_passwords = maybe, [user.password]
-                break
+            user.maybe_passwords.append(user.password)
+            user.password = user.maybe_passwords.pop(0)
         return False
 
     def _has_copy(self, center: str, user: User) -> bool:
