@@ -23,6 +23,13 @@ class Loss(StrEnum):
     CUT = "cut"
 
 
+class Drill(StrEnum):
+    """What can go wrong on purpose."""
+
+    CENTER_LOSS = "center-loss"
+    NEMESIS = "nemesis"
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     for mesh_command in (up, serve, status, verify, why, drill, simulate):
@@ -158,23 +165,34 @@ async def why(
 @command
 async def drill(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Which drill: center-loss.")] = "center-loss",
-    how: Annotated[Loss, typer.Option(help="Kill the center, or cut it off.")] = Loss.KILL,
+    name: Annotated[
+        Drill, typer.Argument(help="One planned loss, or seeded faults under load.")
+    ] = Drill.CENTER_LOSS,
+    how: Annotated[
+        Loss, typer.Option(help="center-loss: kill the center, or cut it off.")
+    ] = Loss.KILL,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1440, help="nemesis: how long to break things.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="nemesis: which faults, when, and where.")] = 0,
     output: Output = Format.TEXT,
 ) -> None:
-    """Lose a center on purpose and see what holds. Example: duohuo drill center-loss --how cut"""
+    """Break a mesh on purpose and see what holds. Example: duohuo drill nemesis --minutes 5 --seed 7"""
     from ops import drill as drills
-
-    if name != "center-loss":
-        raise Failure(f"there is no drill {name}", advice="There is: center-loss")
+    from ops.nemesis import run as nemeses
 
     def tell(line: str) -> None:
         if output is Format.TEXT:
             print(line, flush=True)  # noqa: T201 - progress for people
 
-    passed, steps = await drills.center_loss(state_of(context), how.value, tell)
-    verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
-    say(output, verdict, {"drill": name, "how": how.value, "passed": passed, "steps": steps})
+    if name is Drill.NEMESIS:
+        report = await nemeses.nemesis(state_of(context), minutes, seed, tell)
+        passed, verdict, data = report.passed, report.text(), report.data()
+    else:
+        passed, steps = await drills.center_loss(state_of(context), how.value, tell)
+        verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
+        data = {"drill": name.value, "how": how.value, "passed": passed, "steps": steps}
+    say(output, verdict, data)
     if not passed:
         raise typer.Exit(1)
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_CANCELLED,
@@ -13,11 +13,11 @@ from duohuo.v1.transfer_service_pb2 import (
     Application,
 )
 from ops.simulation.history import History, Operation, Outcome
-from ops.simulation.workload import Workload
-from ops.simulation.world import World, stored_form
+from ops.simulation.stage import Stage
+from ops.simulation.workload import User
 from runtime.ids import account_slot
 
-CREDIT, DEBIT, REFUND, TRANSFER = 4, 3, 5, 2
+DEPOSIT, DEBIT, CREDIT, REFUND = 1, 3, 4, 5
 _ENDS = {
     APPLICATION_STATE_SUCCEEDED,
     APPLICATION_STATE_FAILED,
@@ -26,31 +26,31 @@ _ENDS = {
 }
 
 
-def during(world: World) -> Iterator[str]:
+def during(stage: Stage) -> Iterator[str]:
     """What must hold at every instant, faults or not."""
     claims: dict[str, set[str]] = defaultdict(set)
     debited: dict[tuple[str, str], int] = {}
     credited: dict[tuple[str, str], int] = {}
-    for name, center in world.centers.items():
-        for identifier, account in center.disk.rows(
+    for name in stage.names:
+        for identifier, account in stage.disk(name).rows(
             "account", "SELECT identifier, account_id FROM account"
         ):
             claims[identifier].add(account)
-        for currency, total in center.disk.rows(
+        for currency, total in stage.disk(name).rows(
             "transfer",
             "SELECT currency, sum(balance) FROM ledger_account WHERE center = ? GROUP BY currency",
             name,
         ):
             if total:
                 yield f"CONSERVE: the books of {name} are off by {total} {currency}"
-        for account, balance in center.disk.rows(
+        for account, balance in stage.disk(name).rows(
             "transfer",
             "SELECT account_id, balance_after FROM entry"
             " WHERE balance_after < 0 AND account_id NOT LIKE '%.%'",
         ):
             yield f"NO-OVERDRAFT: {account} had {balance} at {name}"
         for kind, found in ((DEBIT, debited), (CREDIT, credited)):
-            rows = center.disk.rows(
+            rows = stage.disk(name).rows(
                 "transfer",
                 "SELECT transfer_id, account_id, minor_units FROM entry WHERE kind = ?"
                 " AND center = ? AND account_id LIKE 'transit.%'",
@@ -71,21 +71,22 @@ def during(world: World) -> Iterator[str]:
             yield f"CONSERVE: {account} credited transfer {transfer} without its debit"
 
 
-def after(world: World, workload: Workload, history: History) -> Iterator[str]:
+def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """What must hold once everything has healed and settled."""
-    yield from during(world)
-    yield from _money(world, workload, history)
-    yield from _accounts(world, workload, history)
-    yield from _balances_read(world, workload, history)
+    yield from during(stage)
+    yield from _money(stage, users, history)
+    yield from _accounts(stage, users, history)
+    yield from _balances_read(stage, users, history)
 
 
-def _money(world: World, workload: Workload, history: History) -> Iterator[str]:
+def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """ONCE, DURABLE, CONSERVE, FENCE on every transfer, application and deposit."""
     outcome: dict[str, int] = {}
     moved: dict[str, list[tuple[int, int]]] = defaultdict(list)
     transit_total = users_total = 0
-    for name, center in world.centers.items():
-        for account, kind, transfer, amount in center.disk.rows(
+    own = {user.account_id for user in users if user.account_id}
+    for name in stage.names:
+        for account, kind, transfer, amount in stage.disk(name).rows(
             "transfer",
             "SELECT account_id, kind, transfer_id, minor_units FROM entry WHERE center = ?",
             name,
@@ -93,19 +94,18 @@ def _money(world: World, workload: Workload, history: History) -> Iterator[str]:
             slot = account_slot(account)
             if slot is None:
                 continue
-            if world.placement.home(slot) != name:
+            if stage.placement.home(slot) != name:
                 yield f"FENCE: {name}, not home of {account}, booked {transfer}"
-            moved[transfer].append((kind, amount))
-        outcome |= dict(center.disk.rows("transfer", "SELECT transfer_id, state FROM transfer"))
-        (sums,) = center.disk.rows(
-            "transfer",
-            "SELECT coalesce(sum(CASE WHEN account_id LIKE 'transit.%' THEN balance END), 0),"
-            " coalesce(sum(CASE WHEN account_id NOT LIKE '%.%' THEN balance END), 0)"
-            " FROM ledger_account WHERE center = ?",
-            name,
+            if kind != DEPOSIT:
+                moved[transfer].append((kind, amount))
+        outcome |= dict(
+            stage.disk(name).rows("transfer", "SELECT transfer_id, state FROM transfer")
         )
-        transit_total += sums[0]
-        users_total += sums[1]
+        for account, balance in stage.disk(name).rows(
+            "transfer", "SELECT account_id, balance FROM ledger_account WHERE center = ?", name
+        ):
+            transit_total += balance if account.startswith("transit.") else 0
+            users_total += balance if account in own else 0
     deposited = sum(one.facts["amount"] for one in history.of("deposit", Outcome.OK))
     if (transit_total, users_total) != (0, deposited):
         yield (
@@ -113,11 +113,11 @@ def _money(world: World, workload: Workload, history: History) -> Iterator[str]:
             f" {transit_total} still in transit"
         )
     for transfer, entries in moved.items():
-        if not transfer.startswith("deposit-") and sum(amount for _, amount in entries) != 0:
+        if sum(amount for _, amount in entries) != 0:
             yield f"ONCE: transfer {transfer} moved {sorted(entries)}"
     for one in history.of("transfer"):
         yield from _told(one, outcome.get(one.facts["id"]), moved.get(one.facts["id"], []))
-    yield from _applications(world, workload, history, moved)
+    yield from _applications(stage, users, history, moved)
 
 
 def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> Iterator[str]:
@@ -132,15 +132,15 @@ def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> 
 
 
 def _applications(
-    world: World,
-    workload: Workload,
+    stage: Stage,
+    users: Sequence[User],
     history: History,
     moved: dict[str, list[tuple[int, int]]],
 ) -> Iterator[str]:
     ends: dict[str, set[int]] = defaultdict(set)
     transfers: dict[str, str] = {}
-    for center in world.centers.values():
-        for identifier, transfer, message in center.disk.rows(
+    for name in stage.names:
+        for identifier, transfer, message in stage.disk(name).rows(
             "transfer", "SELECT application_id, transfer_id, message FROM application"
         ):
             application = Application.FromString(message)
@@ -157,7 +157,7 @@ def _applications(
         )
         if took_effect is not (states == {APPLICATION_STATE_SUCCEEDED}):
             yield f"ONCE: application {identifier} ended as {sorted(states)}, moved: {took_effect}"
-    for user in workload.users:
+    for user in users:
         for identifier in user.applications:
             if identifier not in ends:
                 yield f"DURABLE: the accepted application {identifier} is gone"
@@ -166,16 +166,16 @@ def _applications(
             yield f"ONCE: {one} but it ended as {ends[one.facts['application']]}"
 
 
-def _accounts(world: World, workload: Workload, history: History) -> Iterator[str]:
+def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """DURABLE and MONOTONE on accounts, profiles and passwords."""
-    for user in workload.users:
+    for user in users:
         registered = [one for one in history.of("register", Outcome.OK) if one.user == user.number]
         if not registered:
             continue
         edits = [one for one in history.of("edit") if one.user == user.number]
         changes = [one for one in history.of("change password") if one.user == user.number]
-        for name, center in world.centers.items():
-            rows = center.disk.rows(
+        for name in stage.names:
+            rows = stage.disk(name).rows(
                 "account",
                 "SELECT a.account_id, password_hash, value FROM account a"
                 " JOIN credential c USING (account_id)"
@@ -189,8 +189,8 @@ def _accounts(world: World, workload: Workload, history: History) -> Iterator[st
             possible = _last_writes(edits, "value", "0")
             if rows[0][2] not in possible:
                 yield f"MONOTONE: user {user.number} has profile {rows[0][2]} at {name}, not {possible}"
-            possible = _last_writes(changes, "new", stored_form(f"secret-{user.number}"))
-            if rows[0][1] not in possible:
+            possible = _last_writes(changes, "new", "0")
+            if not any(stage.fits(rows[0][1], user.passwords[int(one)]) for one in possible):
                 yield f"MONOTONE: user {user.number} has an old password at {name}"
 
 
@@ -208,14 +208,14 @@ def _last_writes(writes: list[Operation], fact: str, initial: str) -> set[str]:
     return {last, *unknown}
 
 
-def _balances_read(world: World, workload: Workload, history: History) -> Iterator[str]:
+def _balances_read(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """Each account's ledger is linearizable: a read at home shows a state between what was finished
     before it began and what was begun before it ended. The ledger's own numbers are the order."""
-    for user in workload.users:
+    for user in users:
         if not user.account_id:
             continue
-        home = world.centers[world.placement.home(account_slot(user.account_id) or 0)]
-        rows = home.disk.rows(
+        home = stage.placement.home(account_slot(user.account_id) or 0)
+        rows = stage.disk(home).rows(
             "transfer",
             "SELECT number, transfer_id, balance_after FROM entry WHERE account_id = ?"
             " ORDER BY number",
@@ -224,13 +224,12 @@ def _balances_read(world: World, workload: Workload, history: History) -> Iterat
         balances = [0, *(row[2] for row in rows)]
         number_of = {row[1]: row[0] for row in reversed(rows)}
         finished = sorted(
-            (one.end_s, number_of[key])
+            (one.end_s, number_of[one.facts["id"]])
             for one in history.operations
             if one.user == user.number
             and one.outcome is Outcome.OK
             and one.kind in ("transfer", "deposit")
-            for key in [_entry_key(one)]
-            if key in number_of
+            if one.facts["id"] in number_of
         )
         for read in history.of("balance", Outcome.OK):
             if read.user != user.number or read.result.stale:
@@ -239,7 +238,3 @@ def _balances_read(world: World, workload: Workload, history: History) -> Iterat
             earliest = max((number for _, number in finished[:position]), default=0)
             if read.result.balance.minor_units not in balances[earliest:]:
                 yield f"LINEAR: {read} read {read.result.balance.minor_units}"
-
-
-def _entry_key(one: Operation) -> str:
-    return f"deposit-{one.user}" if one.kind == "deposit" else str(one.facts.get("id", ""))

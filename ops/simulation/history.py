@@ -46,3 +46,9 @@ class History:
             for one in self.operations
             if one.kind == kind and (outcome is None or one.outcome is outcome)
         ]
+
+    def timeline(self) -> list[str]:
+        """All of it, in order, a line each."""
+        lines = [(when, f"{when:9.3f} s  -- {what}") for when, what in self.events]
+        lines += [(one.start_s, str(one)) for one in self.operations]
+        return [line for _, line in sorted(lines)]

@@ -62,7 +62,7 @@ def run_seed(seed: int, setup: Setup) -> Result:
     try:
         history = History()
         world = World(str(seed), [chr(97 + i) for i in range(setup.centers)], loop, directory)
-        workload = Workload(world, history, USERS)
+        workload = Workload(world, history, str(seed), USERS)
         settled_s = loop.run(_scenario(world, workload, history, setup))
         broken = list(dict.fromkeys(history.broken))
         return Result(
@@ -77,7 +77,7 @@ def run_seed(seed: int, setup: Setup) -> Result:
                 for outcome in Outcome
             },
             world.network.counts,
-            _timeline(history) if broken else [],
+            history.timeline() if broken else [],
         )
     finally:
         for center in world.centers.values():
@@ -109,7 +109,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         await asyncio.gather(*users)
         await _settle(world, history)
         checking.cancel()
-    history.broken += checks.after(world, workload, history)
+    history.broken += checks.after(world, workload.users, history)
     history.broken += [f"CRASH: {crash}" for crash in world.crashes]
     history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
     return world.loop.time() - healed_s
@@ -143,12 +143,6 @@ async def _settle(world: World, history: History) -> None:
         for role in ("account", "session", "transfer"):
             parked = center.disk.rows(role, "SELECT source, topic, seq, reason FROM parked")
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
-
-
-def _timeline(history: History) -> list[str]:
-    lines = [(when, f"{when:9.3f} s  -- {what}") for when, what in history.events]
-    lines += [(one.start_s, str(one)) for one in history.operations]
-    return [line for _, line in sorted(lines)]
 
 
 def _memory() -> str | None:

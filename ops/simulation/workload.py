@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from duohuo.internal.v1.peer_services_pb2 import BookDepositRequest, BookDepositResponse
 from duohuo.v1.account_service_pb2 import (
     Account,
     ChangePasswordRequest,
@@ -47,10 +46,10 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferResult,
 )
 from ops.simulation.history import History, Operation, Outcome
-from ops.simulation.world import SeededIds, World, stored_form
+from ops.simulation.stage import Stage
 from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
 from runtime.errors import RpcError
-from runtime.methods import method, peer_method
+from runtime.methods import method
 from runtime.placement import slot_of
 
 M = TypeVar("M", bound=Message)
@@ -58,7 +57,6 @@ CALL_TIMEOUT_S = 5.0
 ATTEMPTS_MAX = 5
 CURRENCY = "CNY"
 SECRETS = ("secret-", "@example.com")
-_BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
 
 
 @dataclass(slots=True)
@@ -67,7 +65,9 @@ class User:
 
     number: int
     identifier: str
-    password: str
+    passwords: list[str]
+    """All that were ever asked for, the first one first."""
+    password: str = ""
     account_id: str = ""
     token: str = ""
     causal: str = ""
@@ -77,20 +77,33 @@ class User:
 
 
 class Workload:
-    """The users of one simulated mesh."""
+    """The users of one mesh. `prefix` keeps them apart from all others that it has."""
 
-    def __init__(self, world: World, history: History, users: int) -> None:
-        self._world = world
+    def __init__(
+        self,
+        stage: Stage,
+        history: History,
+        seed: str,
+        users: int,
+        prefix: str = "",
+        think_s: float = 0.4,
+    ) -> None:
+        self._stage = stage
         self._history = history
-        self._random = Random(f"workload {world.seed}")
-        self._ids = SeededIds(world.loop, self._random)
+        self._prefix = prefix
+        self._think_s = think_s
+        self._random = Random(f"workload {seed}")
+        self._ids = stage.ids(self._random)
         self.users = [
-            User(number, f"user{number}@example.com", f"secret-{number}") for number in range(users)
+            User(number, f"{prefix}user{number}@example.com", [f"secret-{number}"])
+            for number in range(users)
         ]
+        for user in self.users:
+            user.password = user.passwords[0]
 
     async def run(self, user: User, until_s: float) -> None:
         """One user's doings, from registration until the time is up."""
-        think_s = 0.4 * 1.6**user.number
+        think_s = self._think_s * 1.6**user.number
         while not user.account_id:
             await self._register(user)
             await self._think(think_s)
@@ -108,7 +121,7 @@ class Workload:
             *(self._cancel,) * 1,
             *(self._leave,) * 1,
         )
-        while self._world.loop.time() < until_s:
+        while self._stage.now_s() < until_s:
             if not user.token:
                 await self._login(user)
             else:
@@ -119,10 +132,10 @@ class Workload:
         await asyncio.sleep(self._random.expovariate(1 / mean_s))
 
     def _gateway(self) -> str:
-        return self._random.choice(list(self._world.centers))
+        return self._random.choice(self._stage.names)
 
     def _begin(self, kind: str, user: User, **facts: Any) -> Operation:
-        operation = Operation(kind, user.number, facts, self._world.loop.time())
+        operation = Operation(kind, user.number, facts, self._stage.now_s())
         self._history.operations.append(operation)
         return operation
 
@@ -164,17 +177,16 @@ class Workload:
                 user.causal = reply.metadata.get(CAUSAL, user.causal)
                 operation.facts["served_by"] = reply.metadata.get(SERVED_BY, "")
                 break
-        operation.end_s = self._world.loop.time()
-        self._world.loop.note(str(operation))
+        operation.end_s = self._stage.now_s()
+        self._stage.note(str(operation))
         return operation.result if operation.outcome is Outcome.OK else None
 
     async def _once(self, center: str, user: User, path: str, request: Message) -> Any:
         metadata = {AUTHORIZATION: f"Bearer {user.token}"} if user.token else {}
         if user.causal:
             metadata[CAUSAL] = user.causal
-        endpoint = self._world.network.connect("client", f"gateway {center}")
         called = method(f"/duohuo.v1.{path}")
-        return await endpoint.unary(
+        return await self._stage.gateway(center).unary(
             Call(called, request.SerializeToString(), CALL_TIMEOUT_S, metadata)
         )
 
@@ -202,7 +214,7 @@ class Workload:
         """UNIQUE: all users want this identifier, each at some other gateway."""
         operation = self._begin("contest", user)
         request = RegisterRequest(
-            identifier="contested@example.com",
+            identifier=f"{self._prefix}contested@example.com",
             password=user.password,
             request_id=f"contest-{user.number}",
         )
@@ -210,33 +222,26 @@ class Workload:
 
     async def _deposit(self, user: User, amount: int) -> None:
         """An operator's deposit at the account's home, repeated until it is certain."""
-        operation = self._begin("deposit", user, amount=amount)
-        home = self._world.placement.home(slot_of(user.identifier))
-        request = BookDepositRequest(
-            deposit_id=f"deposit-{user.number}",
-            account_id=user.account_id,
-            amount=Money(currency_code=CURRENCY, minor_units=amount),
-        )
-        call = Call(_BOOK_DEPOSIT, request.SerializeToString(), CALL_TIMEOUT_S)
+        deposit_id = f"{self._prefix}deposit-{user.number}"
+        operation = self._begin("deposit", user, id=deposit_id, amount=amount)
+        home = self._stage.placement.home(slot_of(user.identifier))
         while operation.outcome is not Outcome.OK:
             try:
-                reply = await self._world.network.connect("client", home).unary(call)
-                operation.result = BookDepositResponse.FromString(reply.payload)
+                await self._stage.deposit(home, deposit_id, user.account_id, amount)
                 operation.outcome = Outcome.OK
             except RpcError as error:
                 self._examine(operation, error)
                 await self._think(0.5)
-        operation.end_s = self._world.loop.time()
+        operation.end_s = self._stage.now_s()
 
     async def _login(self, user: User) -> bool:
         """LOGIN: a living center that has the account and this password lets the user in."""
         name = self._gateway()
-        center = self._world.centers[name]
-        process = center.process
-        must_work = center.alive and not center.disk.full and self._has_copy(name, user)
+        mark = self._stage.undisturbed(name)
+        must_work = mark is not None and self._has_copy(name, user)
         operation = self._begin("login", user, center=name, copied=must_work)
         request = LoginRequest(
-            identifier=user.identifier, password=user.password, device="simulated"
+            identifier=user.identifier, password=user.password, device="workload"
         )
         session = await self._call(
             operation, user, "SessionService/Login", request, Session, only_at=name
@@ -244,24 +249,21 @@ class Workload:
         if session is not None:
             user.token = session.token
             return True
-        if must_work and process is center.process and center.alive and not center.disk.full:
+        if must_work and self._stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
         if operation.reason == "BAD_CREDENTIALS":
-            for maybe in user.maybe_passwords:
-                user.password, user.maybe_passwords = maybe, [user.password]
-                break
+            user.maybe_passwords.append(user.password)
+            user.password = user.maybe_passwords.pop(0)
         return False
 
     def _has_copy(self, center: str, user: User) -> bool:
-        if not self._world.network.serves(f"gateway {center}"):
-            return False
-        rows = self._world.centers[center].disk.rows(
+        rows = self._stage.disk(center).rows(
             "account",
             "SELECT password_hash FROM account JOIN credential USING (account_id)"
             " WHERE identifier = ?",
             user.identifier,
         )
-        return bool(rows) and rows[0][0] == stored_form(user.password)
+        return bool(rows) and self._stage.fits(rows[0][0], user.password)
 
     async def _transfer(self, user: User) -> None:
         await self._send(user, self._random.choice((1, 10, 50, 200, 900)))
@@ -337,7 +339,8 @@ class Workload:
 
     async def _change_password(self, user: User) -> None:
         new = f"secret-{user.number}-{self._ids.unique()[-6:]}"
-        operation = self._begin("change password", user, new=stored_form(new))
+        operation = self._begin("change password", user, new=str(len(user.passwords)))
+        user.passwords.append(new)
         request = ChangePasswordRequest(
             account_id=user.account_id,
             old_password=user.password,

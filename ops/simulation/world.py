@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from duohuo.internal.v1.peer_services_pb2 import BookDepositRequest
+from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import CenterFacts, GetFactsRequest, SpanRecord
 from gateway import ring
 from ops import wiring
@@ -20,13 +22,15 @@ from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Call, Endpoint
 from runtime.hlc import HybridClock
 from runtime.mesh import Mesh
-from runtime.methods import method
+from runtime.methods import method, peer_method
 from runtime.placement import Placement
 from runtime.store import SqliteStore
 from sync_bus.log import Stamps
 from sync_bus.site import Site
 
 _FACTS = method("/duohuo.v1.OperatorService/GetFacts")
+_BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
+DEPOSIT_TIMEOUT_S = 5.0
 
 
 class SeededIds:
@@ -85,7 +89,7 @@ class Center:
 
 
 class World:
-    """All centers of one simulated mesh."""
+    """All centers of one simulated mesh; a stage for users (`ops.simulation.stage`)."""
 
     def __init__(self, seed: str, names: list[str], loop: SimulatedLoop, directory: Path) -> None:
         self.loop = loop
@@ -123,6 +127,43 @@ class World:
         center.dispatcher = None
         center.disk.crash()
         self.loop.note(f"kill {name}")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.centers)
+
+    def now_s(self) -> float:
+        return self.loop.time()
+
+    def note(self, what: str) -> None:
+        self.loop.note(what)
+
+    def ids(self, random: Random) -> SeededIds:
+        return SeededIds(self.loop, random)
+
+    def disk(self, center: str) -> SimulatedDisk:
+        return self.centers[center].disk
+
+    def gateway(self, center: str) -> Endpoint:
+        return self.network.connect("client", f"gateway {center}")
+
+    async def deposit(self, center: str, deposit_id: str, account_id: str, amount: int) -> None:
+        request = BookDepositRequest(
+            deposit_id=deposit_id,
+            account_id=account_id,
+            amount=Money(currency_code="CNY", minor_units=amount),
+        )
+        call = Call(_BOOK_DEPOSIT, request.SerializeToString(), DEPOSIT_TIMEOUT_S)
+        await self.network.connect("client", center).unary(call)
+
+    def fits(self, stored: str, password: str) -> bool:
+        return stored == stored_form(password)
+
+    def undisturbed(self, center: str) -> object | None:
+        """The process, while it serves users and its disk has room."""
+        found = self.centers[center]
+        serving = found.alive and self.network.serves(f"gateway {center}")
+        return found.process if serving and not found.disk.full else None
 
     async def facts(self) -> Mapping[str, CenterFacts]:
         """What each living center says of itself, asked without a network."""

@@ -30,7 +30,7 @@ class Cli:
             [PROGRAM, "--state", str(self.state), *arguments],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=200,
             check=False,
             env={**os.environ, "DUOHUO_PASSWORD": PASSWORD, **environment},
         )

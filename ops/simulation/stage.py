@@ -1,0 +1,55 @@
+"""What users and checks need of a mesh, so that a simulated and a real one can serve them alike."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Protocol
+
+from runtime.endpoint import Endpoint
+from runtime.ids import Ids
+from runtime.placement import Placement
+
+
+class Disk(Protocol):
+    """The databases of one center."""
+
+    def rows(self, name: str, sql: str, *values: Any) -> list[Any]:
+        """What is in a service's database now."""
+        ...
+
+
+class Stage(Protocol):
+    """A mesh on which users act."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All centers."""
+        ...
+
+    @property
+    def placement(self) -> Placement: ...
+
+    def now_s(self) -> float: ...
+
+    def note(self, what: str) -> None:
+        """Something was done; a simulator makes it part of the history hash."""
+        ...
+
+    def ids(self, random: Random) -> Ids: ...
+
+    def disk(self, center: str) -> Disk: ...
+
+    def gateway(self, center: str) -> Endpoint:
+        """Where users of a center call."""
+        ...
+
+    async def deposit(self, center: str, deposit_id: str, account_id: str, amount: int) -> None:
+        """What an operator does at the account's home. Raises RpcError."""
+        ...
+
+    def fits(self, stored: str, password: str) -> bool:
+        """Is this the password that a center has stored?"""
+        ...
+
+    def undisturbed(self, center: str) -> object | None:
+        """None while a login may fail there; a value that changes when the center is disturbed."""
+        ...
