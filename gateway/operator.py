@@ -31,6 +31,8 @@ from duohuo.v1.operator_service_pb2 import (
     GetStatusRequest,
     ListParkedRequest,
     ListParkedResponse,
+    ListVersionsRequest,
+    ListVersionsResponse,
     ParkedAction,
     PeerStatus,
     RetryParkedRequest,
@@ -172,6 +174,12 @@ class OperatorServicer:
         actions = [action for answer in answers if answer for action in answer.actions]
         _require_found(actions, _silent(answers))
         return DropParkedResponse(actions=actions)
+
+    async def ListVersions(
+        self, request: ListVersionsRequest, _incoming: Incoming
+    ) -> ListVersionsResponse:
+        asked = peer_method("account", "ListVersions")
+        return await ask(self._mesh.local, asked, request, ListVersionsResponse, ROLE_TIMEOUT_S)
 
     async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
         return FindSpansResponse(spans=self._spans.find(request.id))

@@ -48,3 +48,26 @@ def test_an_entry_that_conflicts_is_parked_seen_and_retried(mesh: RunningMesh) -
     logs = "".join(file.read_text() for file in mesh.cli.state.rglob("*.log"))
     assert logs.count("parked entry: retry") == 2
     assert poisoned not in logs
+
+
+def test_why_tells_which_writes_of_an_account_count(mesh: RunningMesh) -> None:
+    user = identifier_of("b", ["a", "b"])
+    account = mesh.cli.json("register", user)["account_id"]
+    mesh.cli.json("login", user)
+    mesh.cli.json("profile", user, "--name", "Second")
+    mesh.cli.json("passwd", user, DUOHUO_NEW_PASSWORD="another-good-one")
+
+    def everywhere() -> bool:
+        told = mesh.cli.json("why", user)
+        names, passwords = told["fields"]["display_name"], told["fields"]["password"]
+        assert told["account_id"] == account
+        assert [one["value"] for one in passwords] == ["", ""]
+        return [(one["value"], one["counts_at"]) for one in names] == [
+            ("", []),
+            ("Second", ["a", "b"]),
+        ]
+
+    wait_until(everywhere)
+    text = mesh.cli.run("why", account).stdout
+    assert "(withheld)" in text
+    assert "argon2" not in text
