@@ -84,6 +84,7 @@ class AccountService:
 
     async def UpdateProfile(self, request: UpdateProfileRequest, incoming: Incoming) -> Account:
         fields = rules.changed_fields(request)
+        self._site.require_believable_clock()
         account = await self._known(request.account_id)
         await self._store.write(
             "set profile",
@@ -102,6 +103,7 @@ class AccountService:
     ) -> ChangePasswordResponse:
         rules.check_request_id(request.request_id)
         rules.check_password("new_password", request.new_password)
+        self._site.require_believable_clock()
         account = await self._known(request.account_id)
         if await self._store.read(store.was_seen(account.account_id, request.request_id)):
             return ChangePasswordResponse()

@@ -46,6 +46,7 @@ from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
 from runtime.methods import peer_method
+from runtime.peer_clocks import ALARM_MS
 from runtime.placement import Placement
 
 SERVICE_ROLES = ("account", "session", "transfer")
@@ -122,6 +123,11 @@ class OperatorServicer:
                 status.roads.extend(answer.roads)
                 for name, count in answer.counts.items():
                     status.counts[name] = count
+                status.clock_wrong |= answer.clock_wrong
+                for peer in status.peers:
+                    if peer.center in answer.clock_drift_ms:
+                        peer.clock_drift_ms = answer.clock_drift_ms[peer.center]
+                        peer.clock_alarm = abs(peer.clock_drift_ms) > ALARM_MS
         return status
 
     async def GetFacts(self, _request: GetFactsRequest, _incoming: Incoming) -> CenterFacts:

@@ -43,6 +43,10 @@ class HybridClock:
 
     def observe(self, remote: int, ahead_ms_max: int = AHEAD_MS_MAX) -> None:
         """Makes sure that later timestamps are above `remote`. Raises TooFarAhead."""
-        if physical_ms(remote) > self._clock.wall_ms() + ahead_ms_max:
+        if self.is_too_far_ahead(remote, ahead_ms_max):
             raise TooFarAhead
         self.latest = max(self.latest, remote)
+
+    def is_too_far_ahead(self, remote: int, ahead_ms_max: int = AHEAD_MS_MAX) -> bool:
+        """Is a remote timestamp not to be believed, as the wall clock stands now?"""
+        return physical_ms(remote) > self._clock.wall_ms() + ahead_ms_max

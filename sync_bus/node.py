@@ -77,6 +77,7 @@ class ServiceNode:
         self._inspection = inspection
         self._store = database
         self._clock = site.clock
+        self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(database, frozenset(site.mesh.peers), site.clock),
             self,
@@ -84,7 +85,10 @@ class ServiceNode:
 
     async def Inspect(self, _request: InspectRequest, _incoming: Incoming) -> InspectResponse:
         return InspectResponse(
-            roads=await self._replicator.roads(), counts=await self._inspection.counts()
+            roads=await self._replicator.roads(),
+            counts=await self._inspection.counts(),
+            clock_drift_ms=self._clocks.drifts_ms(),
+            clock_wrong=self._clocks.local_is_wrong(),
         )
 
     async def CollectFacts(

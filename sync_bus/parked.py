@@ -51,6 +51,11 @@ class Parked(NamedTuple):
     time_ms: int
 
     @property
+    def hlc(self) -> int:
+        """The record's timestamp. Raises DecodeError."""
+        return LogRecord.FromString(self.record).hlc
+
+    @property
     def entry(self) -> LogEntry:
         return LogEntry(topic=self.topic, seq=self.seq, record=self.record)
 

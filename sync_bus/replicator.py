@@ -163,7 +163,9 @@ class Replicator:
     async def _exchange(self, peer: str) -> None:
         behind: dict[str, int] = {}
         while True:
+            await self._retry_ahead(peer)
             cursors = await self._store.read(inbox.cursors(peer))
+            asked_ms = self._stamps.clock.monotonic_ms()
             answer = await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Exchange"),
@@ -172,6 +174,7 @@ class Replicator:
                 EXCHANGE_TIMEOUT_S,
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
+            self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
             for topic, head in sorted(answer.heads.items()):
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
@@ -182,6 +185,13 @@ class Replicator:
                     await self._fill(peer, topic)
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    async def _retry_ahead(self, peer: str) -> None:
+        """Applies entries that were stamped too far ahead, once the local clock has caught up."""
+        waiting = await self._store.read(parked.ahead(peer))
+        ripe = [one for one in waiting if not self._stamps.hybrid.is_too_far_ahead(one.hlc)]
+        if ripe:
+            await self.retry(parked.CLOCK, ripe)
 
     async def _follow(self, peer: str, topic: Topic) -> None:
         await self._pull(peer, topic.name, follow=True)

@@ -134,7 +134,9 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
         if call.method.role == "session":
             raise unreachable("session", ran=False)
         if call.method.name == "Inspect":
-            return says(InspectResponse(counts={f"{call.method.role}s": 3}))(call)
+            return says(
+                InspectResponse(counts={f"{call.method.role}s": 3}, clock_drift_ms={"b": -1001})
+            )(call)
         return says(CollectFactsResponse(violations=[f"of {call.method.role}"]))(call)
 
     servicer = operator(RecordingEndpoint(answer), silent())
@@ -143,6 +145,8 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
     assert dict(status.counts) == {"accounts": 3, "transfers": 3}
     assert (status.center, status.slots, status.placement_epoch) == ("a", 2048, 1)
     assert [(peer.center, peer.reachable) for peer in status.peers] == [("b", True)]
+    assert [(peer.clock_drift_ms, peer.clock_alarm) for peer in status.peers] == [(-1001, True)]
+    assert not status.clock_wrong
     facts = await servicer.GetFacts(GetFactsRequest(), INCOMING)
     assert list(facts.silent_roles) == ["session"]
     assert list(facts.violations) == ["of account", "of transfer"]

@@ -44,6 +44,7 @@ from transfer_svc.ledger import LEDGER
 
 ALICE, BOB, CAROL = account(0), account(2), account(4)
 INCOMING = Incoming("", 5.0)
+HOUR_MS = 3_600_000
 
 
 class NoInspection:
@@ -289,6 +290,30 @@ async def test_a_password_parked_is_applied_without_being_shown(
     credential = await store.read(accounts.find_credential(ALICE))
     assert credential is not None
     assert credential.password_hash == "canary"
+
+
+async def test_an_entry_from_too_far_ahead_is_applied_once_the_clock_has_caught_up(
+    node: ServiceNode, store: SqliteStore, clock: FakeClock
+) -> None:
+    ahead = renamed(1, "Alicia", 2 * HOUR_MS)
+    garbage = LogEntry(topic="changes", seq=2, record=b"\xff")
+    await receive(node, ahead, garbage)
+    assert [one[2] for one in await parked(node)] == ["TIMESTAMP_TOO_FAR_AHEAD", "UNDECODABLE"]
+    clock.advance(HOUR_MS - 1)
+    await node._replicator._retry_ahead("b")
+    assert len(await parked(node)) == 2
+    assert await audit(node) == []
+    clock.jump(1)
+    await node._replicator._retry_ahead("b")
+    assert [one[2] for one in await parked(node)] == ["UNDECODABLE"]
+    assert await store.read(accounts.profile_fields(ALICE)) == [("display_name", "Alicia")]
+    (row,) = await audit(node)
+    assert (row.who, row.before, row.after) == (
+        "clock",
+        "parked: TIMESTAMP_TOO_FAR_AHEAD",
+        "applied",
+    )
+    assert node._replicator._stamps.hybrid.latest >= stamp(2 * HOUR_MS).hlc
 
 
 # Money: a late posting adds its entry, and does not bring an old balance back.
