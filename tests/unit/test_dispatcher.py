@@ -151,10 +151,25 @@ async def test_a_public_call_needs_no_session() -> None:
 )
 async def test_a_causal_token_of_nobody_is_refused(token: str) -> None:
     accounts = Accounts()
-    refused = await refusal(Call(REGISTER, b"", 1.0, {CAUSAL: token}), accounts)
+    own = account(1)
+    request = GetAccountRequest(account_id=own).SerializeToString()
+    call = Call(GET_ACCOUNT, request, 1.0, {CAUSAL: token, ACCOUNT: own})
+    refused = await refusal(call, accounts)
     assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "CAUSAL_TOKEN_INVALID")
     assert refused.field_name == CAUSAL
     assert accounts.callers == []
+
+
+async def test_a_public_call_works_however_wrong_the_clocks_are_and_its_token_is_kept() -> None:
+    """Core work first: a login at a center whose clock is two hours behind."""
+    clock = HybridClock(FakeClock())
+    before = clock.latest
+    ahead = str((NOON_MS + 2 * AHEAD_MS_MAX) << COUNTER_BITS)
+    reply = await dispatcher(Accounts(), clock).unary(Call(REGISTER, b"", 1.0, {CAUSAL: ahead}))
+    assert reply.metadata[CAUSAL] == ahead
+    assert clock.latest == before
+    refused = await refusal(Call(REGISTER, b"", 1.0, {CAUSAL: "garbage"}), Accounts())
+    assert refused.reason == "CAUSAL_TOKEN_INVALID"
 
 
 async def test_a_causal_token_moves_the_clock() -> None:
