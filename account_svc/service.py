@@ -24,10 +24,16 @@ from duohuo.v1.account_service_pb2 import (
     RegisterRequest,
     UpdateProfileRequest,
 )
+from duohuo.v1.operator_service_pb2 import (
+    FieldVersion,
+    ListVersionsRequest,
+    ListVersionsResponse,
+)
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import HOME, STALENESS_MS
 from runtime.errors import RpcError
+from runtime.hlc import physical_ms
 from runtime.ids import account_id, account_slot
 from runtime.placement import slot_of
 from runtime.store import Store
@@ -78,6 +84,7 @@ class AccountService:
 
     async def UpdateProfile(self, request: UpdateProfileRequest, incoming: Incoming) -> Account:
         fields = rules.changed_fields(request)
+        self._site.require_believable_clock()
         account = await self._known(request.account_id)
         await self._store.write(
             "set profile",
@@ -96,6 +103,7 @@ class AccountService:
     ) -> ChangePasswordResponse:
         rules.check_request_id(request.request_id)
         rules.check_password("new_password", request.new_password)
+        self._site.require_believable_clock()
         account = await self._known(request.account_id)
         if await self._store.read(store.was_seen(account.account_id, request.request_id)):
             return ChangePasswordResponse()
@@ -157,12 +165,37 @@ class AccountService:
     async def LookupAccount(
         self, request: LookupAccountRequest, _incoming: Incoming
     ) -> LookupAccountResponse:
-        if account_slot(request.user) is not None:
-            account = await self._store.read(store.find_account(request.user))
-        else:
-            identifier = rules.check_identifier(request.user)
-            account = await self._store.read(store.find_by_identifier(identifier))
+        account = await self._find(request.user)
         return LookupAccountResponse(account_id=account.account_id if account else "")
+
+    async def ListVersions(
+        self, request: ListVersionsRequest, _incoming: Incoming
+    ) -> ListVersionsResponse:
+        account = await self._find(request.user)
+        # A profile or password may have arrived before its account.
+        wanted = account.account_id if account else request.user
+        found = await self._store.read(store.versions(wanted))
+        return ListVersionsResponse(
+            account_id=wanted if found else "",
+            versions=[
+                FieldVersion(
+                    field=one.name,
+                    value="" if one.name == store.PASSWORD else one.value,
+                    center=one.version.center,
+                    hlc=one.version.hlc,
+                    time=timestamp(physical_ms(one.version.hlc)),
+                    present=one.present,
+                )
+                for one in found
+            ],
+        )
+
+    async def _find(self, user: str) -> AccountRow | None:
+        """The account meant by an account id or an identifier. Raises RpcError if it is neither."""
+        if account_slot(user) is not None:
+            return await self._store.read(store.find_account(user))
+        identifier = rules.check_identifier(user)
+        return await self._store.read(store.find_by_identifier(identifier))
 
     async def _known(self, wanted: str) -> AccountRow:
         account = await self._store.read(store.find_account(wanted))

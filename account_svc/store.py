@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS request (
   PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 """
 
+PASSWORD = "password"  # noqa: S105 - how the history calls that field
 PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
 
 
@@ -56,6 +57,15 @@ class Credential(NamedTuple):
     account_id: str
     password_hash: str
     version: Version
+
+
+class FieldVersion(NamedTuple):
+    """One write of a profile field or of the password, whose value is withheld."""
+
+    name: str
+    value: str
+    version: Version
+    present: bool
 
 
 def find_account(account_id: str) -> Unit[AccountRow | None]:
@@ -89,6 +99,21 @@ def profile_fields(account_id: str) -> Unit[list[tuple[str, str]]]:
         "SELECT name, value FROM profile_field WHERE account_id = ? ORDER BY name", account_id
     )
     return [(name, value) for name, value in rows]
+
+
+def versions(account_id: str) -> Unit[list[FieldVersion]]:
+    """All writes of the account's fields and password that are kept, by field, the oldest first."""
+    rows = yield from query(
+        "SELECT name, value, hlc, center, 1 FROM profile_field WHERE account_id = ?1"
+        " UNION ALL SELECT ?2, ?3, hlc, center, 1 FROM credential"
+        " WHERE account_id = ?1"
+        " UNION ALL SELECT name, value, hlc, center, 0 FROM history WHERE account_id = ?1"
+        " ORDER BY 1, 3, 4",
+        account_id,
+        PASSWORD,
+        PASSWORD_WITHHELD,
+    )
+    return [FieldVersion(row[0], row[1], Version(*row[2:4]), bool(row[4])) for row in rows]
 
 
 def register(
@@ -241,7 +266,7 @@ def _merge_password(account_id: str, password_hash: str, version: Version) -> Un
     present = yield from find_credential(account_id)
     if wins(version, present.version if present else None):
         if present:
-            yield from _remember(account_id, "password", present.version, PASSWORD_WITHHELD)
+            yield from _remember(account_id, PASSWORD, present.version, PASSWORD_WITHHELD)
         yield from query(
             "INSERT INTO credential VALUES (?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE SET"
             " password_hash = excluded.password_hash, hlc = excluded.hlc, center = excluded.center",
@@ -250,7 +275,7 @@ def _merge_password(account_id: str, password_hash: str, version: Version) -> Un
             *version,
         )
     elif present and present.version != version:
-        yield from _remember(account_id, "password", version, PASSWORD_WITHHELD)
+        yield from _remember(account_id, PASSWORD, version, PASSWORD_WITHHELD)
 
 
 def _merge_fields(account_id: str, fields: Mapping[str, str], version: Version) -> Unit[None]:

@@ -23,11 +23,20 @@ from duohuo.v1.operator_service_pb2 import (
     CenterStatus,
     DepositRequest,
     DepositResponse,
+    DropParkedRequest,
+    DropParkedResponse,
     FindSpansRequest,
     FindSpansResponse,
     GetFactsRequest,
     GetStatusRequest,
+    ListParkedRequest,
+    ListParkedResponse,
+    ListVersionsRequest,
+    ListVersionsResponse,
+    ParkedAction,
     PeerStatus,
+    RetryParkedRequest,
+    RetryParkedResponse,
     SpanRecord,
 )
 from runtime.clock import timestamp
@@ -37,11 +46,13 @@ from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
 from runtime.methods import peer_method
+from runtime.peer_clocks import ALARM_MS
 from runtime.placement import Placement
 
 SERVICE_ROLES = ("account", "session", "transfer")
 ROLE_TIMEOUT_S = 5.0
 FACTS_TIMEOUT_S = 30.0
+RETRY_TIMEOUT_S = 30.0
 M = TypeVar("M", bound=Message)
 
 
@@ -112,6 +123,11 @@ class OperatorServicer:
                 status.roads.extend(answer.roads)
                 for name, count in answer.counts.items():
                     status.counts[name] = count
+                status.clock_wrong |= answer.clock_wrong
+                for peer in status.peers:
+                    if peer.center in answer.clock_drift_ms:
+                        peer.clock_drift_ms = answer.clock_drift_ms[peer.center]
+                        peer.clock_alarm = abs(peer.clock_drift_ms) > ALARM_MS
         return status
 
     async def GetFacts(self, _request: GetFactsRequest, _incoming: Incoming) -> CenterFacts:
@@ -129,6 +145,48 @@ class OperatorServicer:
                 facts.transits.extend(answer.transits)
         return facts
 
+    async def ListParked(
+        self, request: ListParkedRequest, _incoming: Incoming
+    ) -> ListParkedResponse:
+        listed = ListParkedResponse()
+        answers = await self._ask_roles("ListParked", request, ListParkedResponse, ROLE_TIMEOUT_S)
+        for role, answer in zip(SERVICE_ROLES, answers, strict=True):
+            if answer is None:
+                listed.silent_roles.append(role)
+            else:
+                listed.entries.extend(answer.entries)
+                listed.actions.extend(answer.actions)
+        listed.actions.sort(key=lambda action: action.time.ToMilliseconds(), reverse=True)
+        return listed
+
+    async def RetryParked(
+        self, request: RetryParkedRequest, _incoming: Incoming
+    ) -> RetryParkedResponse:
+        answers = await self._ask_roles(
+            "RetryParked", request, RetryParkedResponse, RETRY_TIMEOUT_S
+        )
+        silent = _silent(answers)
+        actions = [action for answer in answers if answer for action in answer.actions]
+        if request.HasField("name"):
+            _require_found(actions, silent)
+        return RetryParkedResponse(actions=actions, silent_roles=silent)
+
+    async def DropParked(
+        self, request: DropParkedRequest, _incoming: Incoming
+    ) -> DropParkedResponse:
+        if not request.HasField("name"):
+            raise invalid("name", "must name one entry")
+        answers = await self._ask_roles("DropParked", request, DropParkedResponse, ROLE_TIMEOUT_S)
+        actions = [action for answer in answers if answer for action in answer.actions]
+        _require_found(actions, _silent(answers))
+        return DropParkedResponse(actions=actions)
+
+    async def ListVersions(
+        self, request: ListVersionsRequest, _incoming: Incoming
+    ) -> ListVersionsResponse:
+        asked = peer_method("account", "ListVersions")
+        return await ask(self._mesh.local, asked, request, ListVersionsResponse, ROLE_TIMEOUT_S)
+
     async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
         return FindSpansResponse(spans=self._spans.find(request.id))
 
@@ -144,6 +202,31 @@ class OperatorServicer:
                 return None
 
         return await asyncio.gather(*(one(role) for role in SERVICE_ROLES))
+
+
+def _silent(answers: Sequence[Message | None]) -> list[str]:
+    return [role for role, answer in zip(SERVICE_ROLES, answers, strict=True) if answer is None]
+
+
+def _require_found(actions: Sequence[ParkedAction], silent: Sequence[str]) -> None:
+    """An entry belongs to one role: if none had it, it is not parked, or its role is silent."""
+    if actions:
+        return
+    if silent:
+        raise RpcError(
+            StatusCode.UNAVAILABLE,
+            "ROLE_SILENT",
+            f"not all services of this center answer: {', '.join(silent)}",
+            ran=True,
+            retry_after_ms=5000,
+            advice="See `duohuo status`; ask again once they answer.",
+        )
+    raise RpcError(
+        StatusCode.NOT_FOUND,
+        "NOT_PARKED",
+        "this center has no such parked entry",
+        advice="See `duohuo parked list`.",
+    )
 
 
 class OperatorGate:

@@ -28,7 +28,7 @@ ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 SESSION_RECHECK_S = 2.0
-_ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET"})
+_ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET", "CLOCK_WRONG"})
 
 
 class Router:
@@ -160,6 +160,10 @@ class Router:
             )
         if last.reason == "NOT_COPIED_YET" and len(errors) == 1:
             return last
+        for error in errors:
+            if error.reason == "CLOCK_WRONG":
+                error.ran = ran
+                return error
         silent = (
             target.center
             for target, error in zip(wanted, errors, strict=False)

@@ -152,10 +152,14 @@ async def verify(
 @command
 async def why(
     context: typer.Context,
-    wanted: Annotated[str, typer.Argument(metavar="ID", help="Trace, transfer or application.")],
+    wanted: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Trace, transfer, application, account or identifier."),
+    ],
     output: Output = Format.TEXT,
 ) -> None:
-    """Tell the story of a request, in order. Example: duohuo why 0192f0c1..."""
+    """Tell the story of a request in order, or of an account's profile and password: which writes
+    count, and which lost to them. Example: duohuo why 0192f0c1..."""
     from ops import why as story
 
     text, data = await story.tell(state_of(context), wanted)

@@ -159,16 +159,23 @@ async def connected(state: Path, first: str | None = None) -> AsyncIterator[Clie
 
 
 async def ask_operator(
-    state: Path, center: str, path: str, request: Message, response_type: type[M]
+    state: Path,
+    center: str,
+    path: str,
+    request: Message,
+    response_type: type[M],
+    timeout_s: float = CALL_TIMEOUT_S,
 ) -> M:
     """Calls an operator RPC, such as `GetStatus`, at one center."""
     mesh = mesh_file.read(state)
+    if center not in mesh.centers:
+        raise Failure(f"there is no center {center}; there is {', '.join(mesh.centers)}")
     endpoint = GrpcEndpoint(center, mesh.centers[center].operator)
     metadata = {AUTHORIZATION: f"Bearer {mesh_file.operator_token(state)}"}
     call = Call(
         method(f"/duohuo.v1.OperatorService/{path}"),
         request.SerializeToString(),
-        CALL_TIMEOUT_S,
+        timeout_s,
         metadata,
     )
     try:

@@ -26,6 +26,7 @@ async def collect(state: Path) -> tuple[str, dict[str, Any]]:
         for part in (
             _centers(mesh, known),
             _roads(known),
+            _clocks(known),
             "\n".join(f"! {announcement.text}" for announcement in announced.announcements),
         )
         if part
@@ -100,6 +101,23 @@ def _roads(known: dict[str, CenterStatus]) -> str:
         *("FROM JETSTREAM", "FROM FEED", "PARKED"),
     )
     return table(headings, rows) if rows else ""
+
+
+def _clocks(known: dict[str, CenterStatus]) -> str:
+    """Alarms about clocks that disagree."""
+    lines = [
+        f"! center {name} sees the clock of {peer.center} {abs(peer.clock_drift_ms) / 1000:.1f} s"
+        f" {'ahead' if peer.clock_drift_ms > 0 else 'behind'}"
+        for name, status in known.items()
+        for peer in status.peers
+        if peer.clock_alarm
+    ]
+    lines += [
+        f"! the clock of center {name} is wrong: it refuses profile and password changes"
+        for name, status in known.items()
+        if status.clock_wrong
+    ]
+    return "\n".join(lines)
 
 
 async def _ask(state: Path, center: str) -> CenterStatus | None:

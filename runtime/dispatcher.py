@@ -25,6 +25,7 @@ class Incoming:
 
     caller_account_id: str
     timeout_s: float
+    causal: int = 0
     reply_metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -97,22 +98,26 @@ class Dispatcher:
             raise RpcError(
                 StatusCode.PERMISSION_DENIED, "NOT_YOURS", f"{owner} must be your own account"
             )
+        incoming = Incoming(caller, call.timeout_s)
         if causal := call.metadata.get(CAUSAL):
-            self._observe(causal)
-        return handler, request, Incoming(caller, call.timeout_s)
+            incoming.causal = self._observe(causal)
+        return handler, request, incoming
 
-    def _observe(self, causal: str) -> None:
+    def _observe(self, causal: str) -> int:
         try:
-            self._clock.observe_client(int(causal))
+            token = int(causal)
         except ValueError:
             raise invalid(
                 CAUSAL, "the causal token was not made by this mesh", "CAUSAL_TOKEN_INVALID"
             ) from None
+        self._clock.observe_client(token)
+        return token
 
     def _finish(self, incoming: Incoming) -> dict[str, str]:
         return {
             SERVED_BY: self._center,
-            CAUSAL: str(self._clock.latest),
+            # Never less than what the caller has seen, even if this center's clock is behind it.
+            CAUSAL: str(max(self._clock.latest, incoming.causal)),
             **incoming.reply_metadata,
         }
 

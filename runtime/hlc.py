@@ -43,7 +43,7 @@ class HybridClock:
 
     def observe(self, remote: int) -> None:
         """Makes sure that later timestamps are above `remote`. Raises TooFarAhead."""
-        if physical_ms(remote) > self._clock.wall_ms() + AHEAD_MS_MAX:
+        if self.is_too_far_ahead(remote):
             raise TooFarAhead
         self.latest = max(self.latest, remote)
 
@@ -52,3 +52,7 @@ class HybridClock:
         and none may drag this clock further ahead than the other centers believe."""
         limit = self._clock.wall_ms() + CLIENT_AHEAD_MS_MAX << COUNTER_BITS
         self.latest = max(self.latest, min(token, limit))
+
+    def is_too_far_ahead(self, remote: int) -> bool:
+        """Is a remote timestamp not to be believed, as the wall clock stands now?"""
+        return physical_ms(remote) > self._clock.wall_ms() + AHEAD_MS_MAX

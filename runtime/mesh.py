@@ -15,6 +15,7 @@ from runtime.clock import Clock
 from runtime.endpoint import Call, Endpoint, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.methods import peer_method
+from runtime.peer_clocks import PeerClocks
 
 PROBE_INTERVAL_S = 0.5
 PROBE_INTERVAL_LOST_S = 0.1
@@ -34,10 +35,14 @@ class Reachability:
 
 
 class Mesh:
-    """Calls centers by name. `here` is this center; its own endpoint is never taken for lost."""
+    """Calls centers by name. `here` is this center; its own endpoint is never taken for lost.
+
+    `clocks` tells how far the others' clocks are away.
+    """
 
     def __init__(self, here: str, endpoints: Mapping[str, Endpoint], clock: Clock) -> None:
         self.here = here
+        self.clocks = PeerClocks(here, clock)
         self._endpoints = dict(endpoints)
         self._clock = clock
         self._seen = {

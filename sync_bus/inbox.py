@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS parked (
   PRIMARY KEY (source, topic, seq)) STRICT, WITHOUT ROWID;
 """
 
+UNDECODABLE, TOO_FAR_AHEAD = "UNDECODABLE", "TIMESTAMP_TOO_FAR_AHEAD"
+"""Why an entry cannot even be tried."""
+
 Handler = Callable[[str, LogRecord, Stamp], Unit[None]]
 """A service's effect of one record from a source center; the stamp is for entries it appends itself."""
 
@@ -85,7 +88,8 @@ def apply(
     return outcomes
 
 
-def _apply_next(source: str, arrival: Arrival, handler: Handler) -> Unit[Outcome]:
+def attempt(source: str, arrival: Arrival, handler: Handler) -> Unit[str]:
+    """The entry's effect, or nothing and the reason why it has none."""
     reason = arrival.unusable
     if not reason:
         yield from query("SAVEPOINT entry")
@@ -95,6 +99,21 @@ def _apply_next(source: str, arrival: Arrival, handler: Handler) -> Unit[Outcome
             yield from query("ROLLBACK TO entry")
             reason = type(error).__name__
         yield from query("RELEASE entry")
+    return reason
+
+
+def believe(source: str, topic: str, hlc: int) -> Unit[None]:
+    """Remembers a timestamp that was applied: after a restart the clock must not be behind it."""
+    yield from query(
+        "UPDATE cursor SET hlc = ?1 WHERE source = ?2 AND topic = ?3 AND hlc < ?1",
+        hlc,
+        source,
+        topic,
+    )
+
+
+def _apply_next(source: str, arrival: Arrival, handler: Handler) -> Unit[Outcome]:
+    reason = yield from attempt(source, arrival, handler)
     if not reason:
         return Outcome.APPLIED
     yield from query(

@@ -9,9 +9,18 @@ from duohuo.internal.v1.peer_services_pb2 import (
     InspectRequest,
     InspectResponse,
 )
+from duohuo.v1.operator_service_pb2 import (
+    DropParkedRequest,
+    DropParkedResponse,
+    EntryName,
+    ListParkedRequest,
+    ListParkedResponse,
+    RetryParkedRequest,
+    RetryParkedResponse,
+)
 from runtime.dispatcher import Incoming
 from runtime.store import Store, Unit, query
-from sync_bus import inbox, log
+from sync_bus import inbox, log, parked
 from sync_bus.bus import Bus
 from sync_bus.feed import FeedServicer
 from sync_bus.inbox import Handler
@@ -19,7 +28,7 @@ from sync_bus.log import Topic
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 
-SCHEMA = log.SCHEMA + inbox.SCHEMA
+SCHEMA = log.SCHEMA + inbox.SCHEMA + parked.SCHEMA
 
 
 class Inspection(Protocol):
@@ -66,6 +75,9 @@ class ServiceNode:
         self.run = self._replicator.run
         self.current_ms = self._replicator.current_ms
         self._inspection = inspection
+        self._store = database
+        self._clock = site.clock
+        self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(database, frozenset(site.mesh.peers), site.clock),
             self,
@@ -73,10 +85,41 @@ class ServiceNode:
 
     async def Inspect(self, _request: InspectRequest, _incoming: Incoming) -> InspectResponse:
         return InspectResponse(
-            roads=await self._replicator.roads(), counts=await self._inspection.counts()
+            roads=await self._replicator.roads(),
+            counts=await self._inspection.counts(),
+            clock_drift_ms=self._clocks.drifts_ms(),
+            clock_wrong=self._clocks.local_is_wrong(),
         )
 
     async def CollectFacts(
         self, _request: CollectFactsRequest, _incoming: Incoming
     ) -> CollectFactsResponse:
         return await self._inspection.facts()
+
+    async def ListParked(
+        self, _request: ListParkedRequest, _incoming: Incoming
+    ) -> ListParkedResponse:
+        waiting = await self._store.read(parked.find(None))
+        return ListParkedResponse(
+            entries=[one.shown() for one in waiting],
+            actions=await self._store.read(parked.actions()),
+        )
+
+    async def RetryParked(
+        self, request: RetryParkedRequest, _incoming: Incoming
+    ) -> RetryParkedResponse:
+        name: EntryName | None = request.name if request.HasField("name") else None
+        waiting = await self._store.read(parked.find(name))
+        return RetryParkedResponse(actions=await self._replicator.retry(parked.OPERATOR, waiting))
+
+    async def DropParked(
+        self, request: DropParkedRequest, _incoming: Incoming
+    ) -> DropParkedResponse:
+        done = DropParkedResponse()
+        for one in await self._store.read(parked.find(request.name)):
+            unit = parked.drop(parked.OPERATOR, one, self._clock.wall_ms())
+            action = await self._store.write("drop parked", unit)
+            if action is not None:
+                parked.tell(self.role, action)
+                done.actions.append(action)
+        return done

@@ -22,7 +22,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PullRequest,
     PullResponse,
 )
-from duohuo.v1.operator_service_pb2 import RoadStatus
+from duohuo.v1.operator_service_pb2 import ParkedAction, RoadStatus
 from runtime import telemetry
 from runtime.clock import timestamp
 from runtime.endpoint import Call, ask
@@ -32,15 +32,17 @@ from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
-from sync_bus import inbox, log
+from sync_bus import inbox, log, parked
 from sync_bus.bus import Bus, BusFault
 from sync_bus.inbox import Arrival, Handler, Outcome
 from sync_bus.log import Road, Stamps, Topic
+from sync_bus.parked import Parked
 
 EXCHANGE_INTERVAL_S = 1.0
 EXCHANGE_TIMEOUT_S = 2.0
 PUBLISH_ENTRIES_MAX = 200
 RETRY_DELAY_S_MAX = 2.0
+_SYSTEMS = {Road.JETSTREAM: "nats", Road.FEED: "duohuo_feed"}
 
 _logger = structlog.get_logger()
 
@@ -104,6 +106,23 @@ class Replicator:
             if cursor.topic in self._topics
         ]
 
+    async def retry(self, who: str, waiting: Sequence[Parked]) -> list[ParkedAction]:
+        """Applies parked entries once more, each in a unit of its own, in this order."""
+        done = []
+        for one in waiting:
+            spans: list[telemetry.Span] = []
+            try:
+                arrival = self._arrive(one.source, one.entry, "duohuo_parked", spans)
+                unit = parked.retry(who, one, arrival, self._handler)
+                action = await self._store.write("retry parked", unit)
+            finally:
+                for span in spans:
+                    span.end()
+            if action is not None:
+                parked.tell(self._role, action)
+                done.append(action)
+        return done
+
     def current_ms(self, source: str, topic: Topic) -> int:
         """Wall time at which the local copy of a topic was last known to be complete; 0 if never."""
         return self._current_ms.get((source, topic.name), 0)
@@ -144,7 +163,9 @@ class Replicator:
     async def _exchange(self, peer: str) -> None:
         behind: dict[str, int] = {}
         while True:
+            await self._retry_ahead(peer)
             cursors = await self._store.read(inbox.cursors(peer))
+            asked_ms = self._stamps.clock.monotonic_ms()
             answer = await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Exchange"),
@@ -153,6 +174,7 @@ class Replicator:
                 EXCHANGE_TIMEOUT_S,
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
+            self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
             for topic, head in sorted(answer.heads.items()):
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
@@ -163,6 +185,13 @@ class Replicator:
                     await self._fill(peer, topic)
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    async def _retry_ahead(self, peer: str) -> None:
+        """Applies entries that were stamped too far ahead, once the local clock has caught up."""
+        waiting = await self._store.read(parked.ahead(peer))
+        ripe = [one for one in waiting if not self._stamps.hybrid.is_too_far_ahead(one.hlc)]
+        if ripe:
+            await self.retry(parked.CLOCK, ripe)
 
     async def _follow(self, peer: str, topic: Topic) -> None:
         await self._pull(peer, topic.name, follow=True)
@@ -189,7 +218,7 @@ class Replicator:
             return set()
         spans: list[telemetry.Span] = []
         try:
-            arrivals = [self._arrive(peer, entry, road, spans) for entry in arrived]
+            arrivals = [self._arrive(peer, entry, _SYSTEMS[road], spans) for entry in arrived]
             outcomes = await self._store.write(
                 "apply", inbox.apply(peer, arrivals, road, self._handler)
             )
@@ -206,7 +235,7 @@ class Replicator:
         }
 
     def _arrive(
-        self, peer: str, entry: LogEntry, road: Road, spans: list[telemetry.Span]
+        self, peer: str, entry: LogEntry, system: str, spans: list[telemetry.Span]
     ) -> Arrival:
         """Decodes an entry, and continues the trace of the request that made it."""
         record, unusable = LogRecord(), ""
@@ -214,14 +243,14 @@ class Replicator:
             record = LogRecord.FromString(entry.record)
             self._stamps.hybrid.observe(record.hlc)
         except DecodeError:
-            unusable = "UNDECODABLE"
+            unusable = inbox.UNDECODABLE
         except TooFarAhead:
-            unusable = "TIMESTAMP_TOO_FAR_AHEAD"
+            unusable = inbox.TOO_FAR_AHEAD
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(
             f"apply {kind}",
             {
-                "messaging.system": "nats" if road is Road.JETSTREAM else "duohuo_feed",
+                "messaging.system": system,
                 "messaging.operation.type": "process",
                 "messaging.destination.name": entry.topic,
                 "duohuo.hop": "cross-center",

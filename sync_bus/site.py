@@ -56,6 +56,19 @@ class Site:
                 details={"home": home, "epoch": str(self.placement.epoch)},
             )
 
+    def require_believable_clock(self) -> None:
+        """Raises CLOCK_WRONG while this center's clock is so wrong that the others would not believe
+        what it stamps."""
+        if self.mesh.clocks.local_is_wrong():
+            raise RpcError(
+                StatusCode.UNAVAILABLE,
+                "CLOCK_WRONG",
+                f"the clock of center {self.here} is more than an hour off",
+                retry_after_ms=60_000,
+                advice="Try again later; operators must set this center's clock right.",
+                details={"center": self.here},
+            )
+
     def unknown_here(self, account: str) -> RpcError:
         """What to say of an account that this center does not have: home knows, others may be late."""
         home = self.home_of(account)

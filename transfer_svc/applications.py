@@ -13,7 +13,7 @@ from runtime.clock import timestamp
 from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.log import Road, Stamp, Topic
-from transfer_svc.states import APPLICATION_OPEN, Decision, next_application_state
+from transfer_svc.states import APPLICATION_OPEN, Decision, follows, next_application_state
 
 APPLICATIONS = Topic("applications", Road.JETSTREAM)
 
@@ -162,11 +162,11 @@ def waiting_for(
 
 
 def copy(application: Application, time_ms: int) -> Unit[None]:
-    """Stores another center's application as it is now."""
+    """Stores another center's application, unless its later state is here already."""
     present = yield from find(application.application_id)
     if present is None:
         yield from _insert(application, b"", time_ms, "")
-    else:
+    elif follows(application.state, present.message.state):
         yield from _store(application)
 
 

@@ -109,14 +109,18 @@ def post(center: str, posting: Posting, source: str, target: str, stamp: Stamp) 
 
 
 def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
-    """Repeats another center's posting on the local copies."""
+    """Repeats another center's posting on the local copies.
+
+    A parked posting may be repeated after later ones: then its entry is added, and balances stay.
+    """
     if sum(leg.minor_units for leg in posting.legs) != 0:
         raise ValueError("legs do not sum to zero")
     accounts = [leg.account_id for leg in posting.legs]
     for leg, counterparty in zip(posting.legs, reversed(accounts), strict=True):
         yield from query(
             "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
-            " SET balance = excluded.balance, last_number = excluded.last_number",
+            " SET balance = excluded.balance, last_number = excluded.last_number"
+            " WHERE excluded.last_number > last_number",
             leg.account_id,
             posting.currency_code,
             leg.balance_after,

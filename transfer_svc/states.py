@@ -100,6 +100,12 @@ def next_application_state(
         ) from None
 
 
+def follows(state: ApplicationState.ValueType, earlier: ApplicationState.ValueType) -> bool:
+    """Can an application be in this state after the earlier one?"""
+    after = {end for (begin, _), end in APPLICATION.items() if begin == earlier}
+    return state != earlier and state in after
+
+
 def decision_of(state: TransferState.ValueType, reason: str) -> Decision:
     """How an application hears of its transfer's state."""
     if state == TRANSFER_STATE_DEBITED:

@@ -8,6 +8,8 @@ from typing import Any
 from ops.simulation.history import History
 from ops.simulation.world import World
 
+HOURS_BEHIND_MS = -7_200_000
+
 
 class Nemesis:
     """Breaks things for a while, one after another and at the same time, then heals everything."""
@@ -130,9 +132,16 @@ class Nemesis:
 
     async def _jump_clock(self) -> None:
         name = self._center()
-        offset_ms = self._random.choice((-600_000, -5_000, 0, 5_000, 600_000))
+        usual_ms = self._world.centers[name].clock.offset_ms
+        offset_ms = self._random.choice((-600_000, -5_000, 5_000, 600_000, HOURS_BEHIND_MS))
         self._tell(f"the clock of {name} jumps to be {offset_ms} ms off")
         self._world.centers[name].clock.offset_ms = offset_ms
+        if offset_ms == HOURS_BEHIND_MS:
+            # It believes nobody until it is set right. Hours ahead would not heal in minutes: what it
+            # has stamped by then is believed only when everybody's clock has come that far.
+            await self._lasts(5)
+            self._tell(f"the clock of {name} is set right")
+            self._world.centers[name].clock.offset_ms = max(usual_ms, -600_000)
 
     async def _fill_disk(self) -> None:
         name = self._center()

@@ -114,7 +114,7 @@ class Network:
             if self.passes(target, source):
                 self.later(self.delay_s(source, target), _settle, answered, None, refused)
             return
-        process.spawn(self._serve(source, target, endpoint, call, answered))
+        process.spawn(self._serve(source, target, endpoint, call, answered, another))
 
     async def _serve(
         self,
@@ -123,6 +123,7 @@ class Network:
         endpoint: Endpoint,
         call: Call,
         answered: "asyncio.Future[Reply]",
+        another: bool,
     ) -> None:
         reply, error = None, None
         try:
@@ -131,6 +132,7 @@ class Network:
                 reply = await endpoint.unary(call)
         except RpcError as raised:
             error = RpcError.from_status(raised.to_status())
+            error.ran = error.ran or another
         except TimeoutError:
             self.count("handler cancelled")
             return

@@ -257,3 +257,21 @@ def test_all_centers_end_with_the_same_in_whatever_order_they_learn_it(
             assert not any("password set" in row[3] for row in kept)
 
     asyncio.run(converge())
+
+
+async def test_every_write_that_lost_is_kept_in_order_but_no_password_is_shown(
+    store: SqliteStore,
+) -> None:
+    await register(store)
+    await set_profile(store, "request-2", 5, display_name="Alicia")
+    await set_profile(store, "request-3", 3, center="b", display_name="Loser")
+    assert await change_password(store, "second", "request-4", 4)
+    found = await store.read(units.versions(ALICE))
+    assert [(one.name, one.value, one.version, one.present) for one in found] == [
+        ("display_name", "Alice", Version(stamp(0).hlc, "a"), False),
+        ("display_name", "Loser", Version(stamp(3).hlc, "b"), False),
+        ("display_name", "Alicia", Version(stamp(5).hlc, "a"), True),
+        ("password", units.PASSWORD_WITHHELD, Version(stamp(0).hlc, "a"), False),
+        ("password", units.PASSWORD_WITHHELD, Version(stamp(4).hlc, "a"), True),
+    ]
+    assert await store.read(units.versions(BOB)) == []

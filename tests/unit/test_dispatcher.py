@@ -149,7 +149,10 @@ async def test_a_public_call_needs_no_session() -> None:
 )
 async def test_a_causal_token_of_nobody_is_refused(token: str) -> None:
     accounts = Accounts()
-    refused = await refusal(Call(REGISTER, b"", 1.0, {CAUSAL: token}), accounts)
+    own = account(1)
+    request = GetAccountRequest(account_id=own).SerializeToString()
+    call = Call(GET_ACCOUNT, request, 1.0, {CAUSAL: token, ACCOUNT: own})
+    refused = await refusal(call, accounts)
     assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "CAUSAL_TOKEN_INVALID")
     assert refused.field_name == CAUSAL
     assert accounts.callers == []

@@ -15,8 +15,17 @@ from duohuo.v1.operator_service_pb2 import (
     CenterStatus,
     DepositRequest,
     DepositResponse,
+    DropParkedRequest,
+    DropParkedResponse,
+    EntryName,
     GetFactsRequest,
     GetStatusRequest,
+    ListParkedRequest,
+    ListParkedResponse,
+    ParkedAction,
+    ParkedEntry,
+    RetryParkedRequest,
+    RetryParkedResponse,
     SpanRecord,
 )
 from gateway.operator import OperatorGate, OperatorServicer
@@ -125,7 +134,9 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
         if call.method.role == "session":
             raise unreachable("session", ran=False)
         if call.method.name == "Inspect":
-            return says(InspectResponse(counts={f"{call.method.role}s": 3}))(call)
+            return says(
+                InspectResponse(counts={f"{call.method.role}s": 3}, clock_drift_ms={"b": -1001})
+            )(call)
         return says(CollectFactsResponse(violations=[f"of {call.method.role}"]))(call)
 
     servicer = operator(RecordingEndpoint(answer), silent())
@@ -134,6 +145,70 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
     assert dict(status.counts) == {"accounts": 3, "transfers": 3}
     assert (status.center, status.slots, status.placement_epoch) == ("a", 2048, 1)
     assert [(peer.center, peer.reachable) for peer in status.peers] == [("b", True)]
+    assert [(peer.clock_drift_ms, peer.clock_alarm) for peer in status.peers] == [(-1001, True)]
+    assert not status.clock_wrong
     facts = await servicer.GetFacts(GetFactsRequest(), INCOMING)
     assert list(facts.silent_roles) == ["session"]
     assert list(facts.violations) == ["of account", "of transfer"]
+
+
+NAME = EntryName(source_center="b", topic="ledger", seq=7)
+
+
+def parked_at(role: str, silent: str = "") -> RecordingEndpoint:
+    """One role has one parked entry; another may be silent."""
+
+    def answer(call: Call) -> Reply:
+        if call.method.role == silent:
+            raise unreachable(silent, ran=False)
+        found = [ParkedAction(name=NAME)] if call.method.role == role else []
+        if call.method.name == "RetryParked":
+            return says(RetryParkedResponse(actions=found))(call)
+        if call.method.name == "DropParked":
+            return says(DropParkedResponse(actions=found))(call)
+        entries = [ParkedEntry(name=one.name) for one in found]
+        return says(ListParkedResponse(entries=entries, actions=found))(call)
+
+    return RecordingEndpoint(answer)
+
+
+async def test_parked_entries_of_all_roles_are_listed_and_the_silent_ones_named() -> None:
+    servicer = operator(parked_at("transfer", silent="session"), silent())
+    listed = await servicer.ListParked(ListParkedRequest(), INCOMING)
+    assert [entry.name for entry in listed.entries] == [NAME]
+    assert list(listed.silent_roles) == ["session"]
+    done = await servicer.RetryParked(RetryParkedRequest(), INCOMING)
+    assert [action.name for action in done.actions] == [NAME]
+    assert list(done.silent_roles) == ["session"]
+
+
+@pytest.mark.parametrize(
+    ("role", "silent_role", "reason"),
+    [
+        ("transfer", "", ""),
+        ("transfer", "session", ""),
+        ("nobody", "", "NOT_PARKED"),
+        ("nobody", "transfer", "ROLE_SILENT"),
+    ],
+)
+async def test_a_named_entry_is_found_at_its_role_or_refused(
+    role: str, silent_role: str, reason: str
+) -> None:
+    servicer = operator(parked_at(role, silent_role), silent())
+    if not reason:
+        dropped = await servicer.DropParked(DropParkedRequest(name=NAME), INCOMING)
+        retried = await servicer.RetryParked(RetryParkedRequest(name=NAME), INCOMING)
+        assert list(dropped.actions) == list(retried.actions) == [ParkedAction(name=NAME)]
+        return
+    with pytest.raises(RpcError, match=reason):
+        await servicer.DropParked(DropParkedRequest(name=NAME), INCOMING)
+    with pytest.raises(RpcError, match=reason):
+        await servicer.RetryParked(RetryParkedRequest(name=NAME), INCOMING)
+
+
+async def test_nothing_is_dropped_without_being_named() -> None:
+    here = parked_at("transfer")
+    with pytest.raises(RpcError) as refused:
+        await operator(here, silent()).DropParked(DropParkedRequest(), INCOMING)
+    assert refused.value.field_name == "name"
+    assert here.calls == []

@@ -56,6 +56,7 @@ not_sent = fails(unreachable("?", ran=False))
 lost_answer = fails(unreachable("?", ran=True))
 too_late = fails(RpcError(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late", ran=True))
 not_copied = fails(RpcError(StatusCode.UNAVAILABLE, "NOT_COPIED_YET", "wait", retry_after_ms=1000))
+wrong_clock = fails(RpcError(StatusCode.UNAVAILABLE, "CLOCK_WRONG", "the clock is off"))
 TAKEN = RpcError(StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN", "taken")
 
 
@@ -108,12 +109,13 @@ def about(
         (HOME_FIRST_ONCE, too_late, "b", False),
         (HOME_FIRST, not_copied, "bc", True),
         (HOME_FIRST_ONCE, not_copied, "bc", True),
+        (HOME_FIRST_ONCE, wrong_clock, "bc", True),
         (HOME_FIRST, fails(TAKEN), "b", False),
         (HOME_FIRST_ONCE, fails(TAKEN), "b", False),
     ],
     ids=[
         *("not sent", "not sent, once", "lost answer", "lost answer, once", "late", "late, once"),
-        *("not copied", "not copied, once", "refused", "refused, once"),
+        *("not copied", "not copied, once", "wrong clock, once", "refused", "refused, once"),
     ],
 )
 async def test_a_call_is_sent_on_only_if_it_did_not_run_or_may_run_twice(
@@ -333,3 +335,18 @@ async def test_a_stream_needs_a_session_like_any_call() -> None:
     with pytest.raises(RpcError, match="SESSION_REQUIRED"):
         await anext(world.router.stream(about(GET_ACCOUNT)))
     assert world.asked == ""
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "a", "ran"),
+    [
+        (wrong_clock, wrong_clock, wrong_clock, False),
+        (wrong_clock, not_sent, not_sent, False),
+        (lost_answer, wrong_clock, wrong_clock, True),
+    ],
+)
+async def test_a_wrong_clock_is_named_when_nobody_else_can(
+    b: Answer, c: Answer, a: Answer, *, ran: bool
+) -> None:
+    refused = await World(a=a, b=b, c=c).refusal(about(HOME_FIRST))
+    assert (refused.reason, refused.ran) == ("CLOCK_WRONG", ran)

@@ -7,12 +7,22 @@ import pytest
 from google.protobuf.message import Message
 
 import ops.why
-from duohuo.v1.operator_service_pb2 import FindSpansRequest, FindSpansResponse, SpanRecord
+from duohuo.v1.operator_service_pb2 import (
+    FieldVersion,
+    FindSpansRequest,
+    FindSpansResponse,
+    ListVersionsRequest,
+    ListVersionsResponse,
+    SpanRecord,
+)
 from ops import mesh_file
 from ops.mesh_file import CenterView, MeshView
 from ops.output import Failure
 from ops.why import tell
+from runtime.clock import timestamp
 from runtime.errors import unreachable
+from runtime.hlc import COUNTER_BITS
+from tests.fakes import account
 
 NOON_NS = 1_900_000_000_000_000_000
 VIEW = CenterView("running", "h:1", "h:2", "nats://h:3", "h:4", "/nowhere", {})
@@ -124,3 +134,60 @@ async def test_what_nobody_has_seen_is_a_failure(
         await tell(Path(), "wanted")
     assert "wanted" in failure.value.message
     assert named in failure.value.message
+
+
+def version(field: str, at_ms: int, center: str, value: str, *, present: bool) -> FieldVersion:
+    time_ms = NOON_NS // 1_000_000 + at_ms
+    return FieldVersion(
+        field=field,
+        value=value,
+        center=center,
+        hlc=time_ms << COUNTER_BITS,
+        time=timestamp(time_ms),
+        present=present,
+    )
+
+
+@pytest.mark.parametrize("user", [account(1), "alice@example.com", "+8613912345678"])
+async def test_an_account_is_told_as_its_writes_from_all_centers(
+    user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """b has not heard of the last write, and c is silent."""
+    first, last = "Alice", "Alicia"
+    known = {
+        "a": [
+            version("display_name", 0, "a", first, present=False),
+            version("display_name", 2, "b", last, present=True),
+            version("password", 1, "a", "", present=True),
+        ],
+        "b": [version("display_name", 0, "a", first, present=True)],
+    }
+
+    async def ask(
+        _state: Path, center: str, path: str, request: Message, _response: type[Message]
+    ) -> ListVersionsResponse:
+        assert (path, request) == ("ListVersions", ListVersionsRequest(user=user))
+        if center not in known:
+            raise unreachable(center, ran=False)
+        return ListVersionsResponse(account_id=account(1), versions=known[center])
+
+    mesh = MeshView("h:5", 1, "", None, dict.fromkeys("abc", VIEW), {})
+    monkeypatch.setattr(mesh_file, "read", lambda _state: mesh)
+    monkeypatch.setattr(ops.why, "ask_operator", ask)
+    text, data = await tell(Path(), user)
+    noon = "2030-03-17T17:46:40"
+    assert text.splitlines() == [
+        f"account {account(1)}, as centers a, b remember it",
+        "display_name",
+        f"  {noon}.000+00:00  at a  'Alice'  counts at b",
+        f"  {noon}.002+00:00  at b  'Alicia'  counts at a",
+        "password",
+        f"  {noon}.001+00:00  at a  (withheld)  counts at a",
+        "",
+        "Not asked, because silent: c",
+    ]
+    assert data["silent_centers"] == ["c"]
+    assert [one["counts_at"] for one in data["fields"]["display_name"]] == [["b"], ["a"]]
+    known.clear()
+    with pytest.raises(Failure, match="knows this account"):
+        await tell(Path(), user)
