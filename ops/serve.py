@@ -80,7 +80,9 @@ async def _start(
     hybrid = HybridClock(clock)
     placement = ring.compute(dict.fromkeys(settings.centers, 1), PLACEMENT_EPOCH)
     spans = SpanStore(settings.state_dir / "spans.db")
-    otlp = any(name in os.environ for name in _OTLP_ENDPOINTS)
+    otlp = os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp" and any(
+        name in os.environ for name in _OTLP_ENDPOINTS
+    )
     closing.callback(telemetry.start(settings.center, settings.roles, [spans], otlp))
 
     dispatcher = Dispatcher(settings.center, hybrid)

@@ -100,19 +100,6 @@ def body_hash(request: TransferRequest | ApplyTransferRequest) -> bytes:
     return sha256(repr(body).encode()).digest()
 
 
-def transfer_of(request: ApplyTransferRequest) -> TransferRequest:
-    """The transfer that an application applies for."""
-    transfer = TransferRequest(
-        transfer_id=request.transfer_id,
-        payer_account_id=request.payer_account_id,
-        amount=request.amount,
-        memo=request.memo,
-    )
-    if payee := request.WhichOneof("payee"):
-        setattr(transfer, payee, getattr(request, payee))
-    return transfer
-
-
 def expiry_ms(request: ApplyTransferRequest, now_ms: int) -> int:
     """When the application gives up. Raises RpcError."""
     latest_ms = now_ms + APPLICATION_LIFETIME_MS_MAX
