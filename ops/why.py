@@ -77,7 +77,7 @@ def _story(trace: str, spans: Sequence[SpanRecord]) -> str:
         facts = ", ".join(
             f"{key.removeprefix('duohuo.')} {span.attributes[key]}"
             for key in _SHOWN
-            if key in span.attributes
+            if span.attributes.get(key)
         )
         problem = f"  ! {span.status}" if span.status not in ("", "OK", "ERROR") else ""
         lines.append(
