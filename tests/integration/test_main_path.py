@@ -340,6 +340,59 @@ def test_watched_applications_stream_to_their_decision(mesh: RunningMesh) -> Non
         watched.cancel()
 
 
+def test_a_watch_ends_with_the_session_that_opened_it(mesh: RunningMesh) -> None:
+    payer = new_user(mesh.cli, "a")
+    account_id = mesh.cli.json("whoami", payer)["account_id"]
+    metadata = (("authorization", f"Bearer {_token(mesh.cli, payer)}"),)
+    with grpc.insecure_channel(mesh.described["centers"]["b"]["gateway"]) as channel:
+        watched = transfer_service_pb2_grpc.TransferServiceStub(channel).WatchApplications(
+            transfer_service_pb2.WatchApplicationsRequest(payer_account_id=account_id),
+            metadata=metadata,
+            timeout=30,
+        )
+        mesh.cli.json("sessions", payer, "--revoke")
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watched)
+    assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_why_follows_an_application_into_the_center_that_decided_it(mesh: RunningMesh) -> None:
+    payer, payee = new_user(mesh.cli, "a", 100), new_user(mesh.cli, "b")
+    queued = mesh.cli.json("apply", payee, "40", "--from", payer, "--center", "b")
+
+    def story() -> bool:
+        traces = mesh.cli.json("why", queued["application_id"])["traces"]
+        steps = {
+            (span["name"], span["attributes"]["duohuo.center"])
+            for spans in traces.values()
+            for span in spans
+        }
+        return steps >= {
+            ("transfer ApplyTransfer", "b"),
+            ("attempt application", "b"),
+            ("transfer Decide", "a"),
+            ("store decide transfer", "a"),
+            ("apply posting", "b"),
+        }
+
+    wait_until(story)
+
+
+def test_an_application_that_home_does_not_know_is_not_denied(mesh: RunningMesh) -> None:
+    """While its origin is cut off, nobody else can say that it does not exist."""
+    payer, payee = new_user(mesh.cli, "a", 100), new_user(mesh.cli, "a")
+    mesh.cli.json("link", "cut", "a", "b")
+    try:
+        mesh.cli.json("login", payer, "--center", "b")
+        queued = mesh.cli.json("apply", payee, "40", "--from", payer, "--center", "b")
+        mesh.cli.json("login", payer, "--center", "a")
+        error = mesh.cli.refused("cancel", queued["application_id"], payer, "--center", "a")
+        assert error["reason"] == "HOME_CENTER_UNAVAILABLE"
+        assert "center b" in error["message"]
+    finally:
+        mesh.cli.json("link", "heal", "a", "b")
+
+
 def test_a_refusal_carries_rich_details(mesh: RunningMesh) -> None:
     with grpc.insecure_channel(mesh.described["centers"]["a"]["gateway"]) as channel:
         stub = account_service_pb2_grpc.AccountServiceStub(channel)
