@@ -59,4 +59,6 @@ def bad_key(called: Method) -> RpcError:
     """The key of a request names no place, or a center that is not in this mesh."""
     if called.key == "token":
         return session_invalid()
-    return invalid(called.key, "names no account, identifier or application")
+    return invalid(
+        called.key, f"{called.key} must be an e-mail address, a phone number or an id of this mesh"
+    )
