@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from random import Random
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -28,15 +27,16 @@ from runtime.clock import timestamp
 from runtime.endpoint import Call, ask
 from runtime.errors import RpcError
 from runtime.hlc import TooFarAhead
-from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
 from sync_bus import inbox, log, parked
 from sync_bus.bus import Bus, BusFault
 from sync_bus.inbox import Arrival, Handler, Outcome
-from sync_bus.log import Road, Stamps, Topic
+from sync_bus.log import Road, Topic
 from sync_bus.parked import Parked
+from sync_bus.site import Site
+from sync_bus.snapshot import Snapshots
 
 EXCHANGE_INTERVAL_S = 1.0
 EXCHANGE_TIMEOUT_S = 2.0
@@ -55,20 +55,21 @@ class Replicator:
         role: str,
         topics: Sequence[Topic],
         store: Store,
-        mesh: Mesh,
+        site: Site,
         bus: Bus,
-        stamps: Stamps,
         handler: Handler,
-        random: Random,
+        snapshots: Snapshots,
     ) -> None:
         self._role = role
         self._topics = {topic.name: topic for topic in topics}
         self._store = store
-        self._mesh = mesh
+        self._mesh = site.mesh
         self._bus = bus
-        self._stamps = stamps
+        self._stamps = site.stamps
         self._handler = handler
-        self._random = random
+        self._random = site.random
+        self._log_entries_max = site.log_entries_max
+        self._snapshots = snapshots
         self._heads: dict[tuple[str, str], int] = {}
         self._heard_ms: dict[str, int] = {}
         self._current_ms: dict[tuple[str, str], int] = {}
@@ -77,6 +78,7 @@ class Replicator:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._persist(self._bound))
             for topic in self._topics.values():
                 if topic.road is Road.JETSTREAM:
                     tasks.create_task(self._persist(partial(self._publish, topic)))
@@ -101,6 +103,9 @@ class Replicator:
                 parked=cursor.parked,
                 from_jetstream=cursor.from_jetstream,
                 from_feed=cursor.from_feed,
+                installing=cursor.installing,
+                diverged=cursor.diverged,
+                repaired=cursor.repaired,
             )
             for cursor in cursors
             if cursor.topic in self._topics
@@ -141,8 +146,27 @@ class Replicator:
             delay_s = 0.1 if lasted_ms > 5000 else min(delay_s * 2, RETRY_DELAY_S_MAX)
             await asyncio.sleep(delay_s * (0.5 + self._random.random() / 2))
 
+    async def _bound(self) -> None:
+        """Keeps the log short while a center is away for long."""
+        while True:
+            for topic in self._topics:
+                if not await self._store.read(log.is_too_long(topic, self._log_entries_max)):
+                    continue
+                unit = log.bound(topic, self._log_entries_max)
+                for destination in await self._store.write("bound", unit):
+                    _logger.error(
+                        "center away for too long: it will need a snapshot",
+                        center=destination,
+                        topic=topic,
+                        entries_max=self._log_entries_max,
+                    )
+            await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
     async def _publish(self, topic: Topic) -> None:
-        sent = await self._bus.last_published(topic.name)
+        last = await self._bus.last_published(topic.name)
+        life = await self._store.read(log.life())
+        # What the bus holds of an earlier life does not count.
+        sent = last.seq if last is not None and last.generation == life.generation else 0
         while True:
             committed = self._committed.next()
             entries = await self._store.read(log.read_after(topic.name, sent, PUBLISH_ENTRIES_MAX))
@@ -165,16 +189,20 @@ class Replicator:
         while True:
             await self._retry_ahead(peer)
             cursors = await self._store.read(inbox.cursors(peer))
+            generation = await self._store.read(inbox.generation_of(peer))
             asked_ms = self._stamps.clock.monotonic_ms()
             answer = await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Exchange"),
-                ExchangeRequest(center=self._mesh.here, cursors=cursors),
+                ExchangeRequest(center=self._mesh.here, cursors=cursors, generation=generation),
                 ExchangeResponse,
                 EXCHANGE_TIMEOUT_S,
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
             self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
+            if not await self._follows(peer, generation, answer):
+                await asyncio.sleep(EXCHANGE_INTERVAL_S)
+                continue
             for topic, head in sorted(answer.heads.items()):
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
@@ -185,6 +213,18 @@ class Replicator:
                     await self._fill(peer, topic)
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    async def _follows(self, peer: str, known: int, answer: ExchangeResponse) -> bool:
+        """Is the source alive, and in a life in which this center can follow it?"""
+        if answer.generation == known:
+            return known > 0
+        if answer.generation < known:
+            return False  # it has not begun the life for which it has sealed this center
+        unit = inbox.adopt(peer, answer.generation, answer.bases)
+        followed = await self._store.write("adopt", unit)
+        if not followed:
+            _logger.error("source lost entries that were applied here", source=peer)
+        return followed
 
     async def _retry_ahead(self, peer: str) -> None:
         """Applies entries that were stamped too far ahead, once the local clock has caught up."""
@@ -200,8 +240,19 @@ class Replicator:
         await self._pull(peer, topic, follow=False)
 
     async def _pull(self, peer: str, topic: str, *, follow: bool) -> None:
-        cursors = await self._store.read(inbox.cursors(peer))
-        request = PullRequest(topic=topic, after_seq=cursors.get(topic, 0), follow=follow)
+        copy = await self._store.read(inbox.copy_of(peer, topic))
+        if copy.installing:
+            await self._snapshots.install(peer, topic)
+            return
+        try:
+            await self._pull_after(peer, topic, copy.position.seq, follow=follow)
+        except RpcError as error:
+            if error.reason != "SNAPSHOT_NEEDED":
+                raise
+            await self._snapshots.install(peer, topic)
+
+    async def _pull_after(self, peer: str, topic: str, seq: int, *, follow: bool) -> None:
+        request = PullRequest(topic=topic, after_seq=seq, follow=follow)
         call = Call(
             peer_method(self._role, "Pull"), request.SerializeToString(), EXCHANGE_TIMEOUT_S
         )
