@@ -55,9 +55,29 @@ class SimulatedDisk:
             connection.close()
         self._open.clear()
 
+    def lose(self) -> None:
+        """A new, empty disk takes its place. The center must have been killed."""
+        self.crash()
+        for file in self._directory.iterdir():
+            file.unlink()
+
+    def alter(self, name: str, sql: str, *values: Any) -> None:
+        """Somebody changes a database by hand."""
+        self._connect(name).execute(sql, values)
+
+    def has(self, name: str) -> bool:
+        """Has a service made its database yet?"""
+        found = self._connect(name).execute("SELECT 1 FROM sqlite_master WHERE name = 'log_head'")
+        return bool(found.fetchall())
+
     def rows(self, name: str, sql: str, *values: Any) -> list[Any]:
-        """What is on the disk now, for checks."""
-        return self._connect(name).execute(sql, values).fetchall()
+        """What is on the disk now, for checks; nothing while a lost disk's tables are not made again."""
+        try:
+            return self._connect(name).execute(sql, values).fetchall()
+        except sqlite3.OperationalError:
+            if self.has(name):
+                raise
+            return []
 
     def _connect(self, name: str) -> sqlite3.Connection:
         if name not in self._open:
