@@ -29,6 +29,9 @@ Unit = Generator[Statement, list[Row], T]
 Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
 """Takes a batch of units to where the database may be waited for, and runs `run_batch` there."""
 
+Aside = Callable[..., Awaitable[Any]]
+"""Calls a function with its arguments where it may take its time."""
+
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
 
@@ -50,7 +53,7 @@ class Store(Protocol):
         ...
 
     def frozen(self) -> AbstractContextManager["Reader"]:
-        """The store as it is now, however long it is read, and whatever is written meanwhile."""
+        """The store as it is now, whatever is written meanwhile; for reads that take their time."""
         ...
 
     def on_commit(self, listener: Callable[[], None]) -> None:
@@ -89,7 +92,7 @@ class SqliteStore:
     Each unit has its own savepoint; callers are answered only after the commit, with
     synchronous=FULL. `hop` takes a batch to the writer. Reads run in place on a second connection
     (WAL): a point read takes microseconds, far less than handing it to a thread. `another` opens one
-    more connection to what is committed now.
+    more connection to what is committed now, for long reads; `aside` runs them out of the way.
     """
 
     def __init__(
@@ -97,11 +100,13 @@ class SqliteStore:
         hop: Hop,
         reader: sqlite3.Connection,
         another: Callable[[], sqlite3.Connection],
+        aside: Aside,
         close_writer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._hop = hop
         self._reader = reader
         self._another = another
+        self._aside = aside
         self._close_writer = close_writer
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
@@ -132,6 +137,7 @@ class SqliteStore:
             lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
             read_only(),
             read_only,
+            asyncio.to_thread,
             writer.close,
         )
 
@@ -175,7 +181,7 @@ class SqliteStore:
             connection.execute("BEGIN")
             # In WAL mode a transaction sees what was committed at its first read.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            yield _Frozen(connection)
+            yield _Frozen(connection, self._aside)
         finally:
             connection.close()
 
@@ -212,14 +218,28 @@ class SqliteStore:
 @dataclass(frozen=True, slots=True)
 class _Frozen:
     connection: sqlite3.Connection
+    aside: Aside
 
     async def read(self, unit: Unit[T]) -> T:
-        return _drive(self.connection, unit)
+        reading = asyncio.ensure_future(self.aside(_drive, self.connection, unit))
+        try:
+            result: T = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The connection must not be closed under whoever reads from it.
+            self.connection.interrupt()
+            await asyncio.wait([reading])
+            raise
+        return result
 
 
 @dataclass(slots=True)
 class _Raised:
     error: Exception
+
+
+async def in_place(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The `Aside` of those who have one thread only."""
+    return function(*arguments)
 
 
 def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[Any]:

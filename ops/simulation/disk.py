@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from runtime.store import SqliteStore, Unit, run_batch
+from runtime.store import SqliteStore, Unit, in_place, run_batch
 
 COMMIT_S_MAX = 0.004
 
@@ -47,7 +47,7 @@ class SimulatedDisk:
             copy.deserialize(connection.serialize())
             return copy
 
-        return SqliteStore(hop, connection, copied)
+        return SqliteStore(hop, connection, copied, in_place)
 
     def crash(self) -> None:
         """Closes the files without a word, as a killed process does."""
