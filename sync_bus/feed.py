@@ -34,7 +34,8 @@ class FeedServicer:
         if request.center not in self._peers:
             raise invalid("center", "not a center of this mesh")
         known = await self._store.read(log.confirmations(request.center))
-        for topic, seq in sorted(request.cursors.items()):
+        for topic in sorted(request.cursors):
+            seq = request.cursors[topic]
             if seq > known.get(topic, seq):
                 await self._store.write("confirm", log.confirm(request.center, topic, seq))
         heads = await self._store.read(log.heads())

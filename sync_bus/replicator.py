@@ -175,7 +175,8 @@ class Replicator:
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
             self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
-            for topic, head in sorted(answer.heads.items()):
+            for topic in sorted(answer.heads):
+                head = answer.heads[topic]
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
@@ -246,6 +247,8 @@ class Replicator:
             unusable = inbox.UNDECODABLE
         except TooFarAhead:
             unusable = inbox.TOO_FAR_AHEAD
+        if not record.traceparent:
+            return Arrival(entry, record, self._stamps.now(""), unusable)
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(
             f"apply {kind}",
