@@ -118,6 +118,8 @@ class _Pause:
             raise asyncio.CancelledError
 
     def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - as asyncio calls it
+        if self._cancelled:
+            return False
         self._cancelled = True
         self._timer.cancel()
         wake, context = self._wake
