@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import aiosqlite
 from grpc import StatusCode
@@ -80,8 +80,7 @@ class StoreFault(RpcError):
         )
 
 
-@dataclass(slots=True)
-class _Pending(Generic[T]):
+class _Pending(NamedTuple, Generic[T]):
     unit: Unit[T]
     done: "asyncio.Future[T]"
 
@@ -170,7 +169,7 @@ class SqliteStore:
     async def read(self, unit: Unit[T]) -> T:
         self._reader.execute("BEGIN")
         try:
-            return _drive(self._reader, unit)
+            return drive(self._reader, unit)
         finally:
             self._reader.execute("ROLLBACK")
 
@@ -221,7 +220,7 @@ class _Frozen:
     aside: Aside
 
     async def read(self, unit: Unit[T]) -> T:
-        reading = asyncio.ensure_future(self.aside(_drive, self.connection, unit))
+        reading = asyncio.ensure_future(self.aside(drive, self.connection, unit))
         try:
             result: T = await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -250,7 +249,7 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
         for unit in units:
             connection.execute("SAVEPOINT unit")
             try:
-                outcome: Any = _drive(connection, unit)
+                outcome: Any = drive(connection, unit)
             except sqlite3.OperationalError:
                 raise  # the disk, not the unit: nothing of this batch may be acknowledged
             except Exception as error:  # noqa: BLE001 - handed to the unit's caller
@@ -266,16 +265,18 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
     return outcomes
 
 
-def _drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+def drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+    """Runs a unit in the transaction that is open, and returns its result."""
+    cursor = connection.cursor()
     try:
-        statement = next(unit)
+        sql, values = next(unit)
         while True:
             try:
-                rows = connection.execute(*statement).fetchall()
+                rows = cursor.execute(sql, values).fetchall()
             except sqlite3.IntegrityError as error:
-                statement = unit.throw(error)
+                sql, values = unit.throw(error)
             else:
-                statement = unit.send(rows)
+                sql, values = unit.send(rows)
     except StopIteration as finished:
         result: T = finished.value
         return result

@@ -203,7 +203,8 @@ class Replicator:
             if not await self._follows(peer, generation, answer):
                 await asyncio.sleep(EXCHANGE_INTERVAL_S)
                 continue
-            for topic, head in sorted(answer.heads.items()):
+            for topic in sorted(answer.heads):
+                head = answer.heads[topic]
                 self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
@@ -297,6 +298,8 @@ class Replicator:
             unusable = inbox.UNDECODABLE
         except TooFarAhead:
             unusable = inbox.TOO_FAR_AHEAD
+        if not record.traceparent:
+            return Arrival(entry, record, self._stamps.now(""), unusable)
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(
             f"apply {kind}",

@@ -107,7 +107,7 @@ class World:
             self._brokers[name] = Broker(name, self.network, random)
             self.centers[name] = Center(
                 name,
-                SimulatedDisk(directory / name, random),
+                SimulatedDisk(directory / name, loop, random),
                 self._brokers[name],
                 SimulatedClock(loop),
             )
