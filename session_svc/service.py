@@ -121,7 +121,8 @@ class SessionService:
     ) -> RevokeSessionsResponse:
         self._site.slot_of(request.account_id)
         revoked = await self._store.write(
-            "revoke sessions", store.revoke_all(request.account_id, self._site.stamps.now())
+            "revoke sessions",
+            store.revoke_all(self._site.here, request.account_id, self._site.stamps.now()),
         )
         return RevokeSessionsResponse(revoked=revoked)
 
