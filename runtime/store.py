@@ -30,6 +30,8 @@ Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
 
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
+DISK_FULL = "DISK_FULL"
+"""The reason of a StoreFault while there is no room. Reading goes on."""
 
 
 def query(sql: str, *values: Value) -> Generator[Statement, list[Row], list[Row]]:
@@ -53,14 +55,18 @@ class Store(Protocol):
         ...
 
 
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""What SQLite says for want of room: in the log or the database, and in the log's shared index."""
+
+
 class StoreFault(RpcError):
     """The database did not take the write. Whole batches fail before the commit or not at all."""
 
     def __init__(self, error: sqlite3.Error) -> None:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        full = getattr(error, "sqlite_errorname", "") in _NO_ROOM
         super().__init__(
             StatusCode.RESOURCE_EXHAUSTED if full else StatusCode.UNAVAILABLE,
-            "DISK_FULL" if full else "STORE_UNAVAILABLE",
+            DISK_FULL if full else "STORE_UNAVAILABLE",
             "the center's disk is full" if full else "the center's database did not take the write",
             retry_after_ms=5000,
         )
@@ -98,16 +104,22 @@ class SqliteStore:
         """Opens or creates the database and brings it to `schema` (idempotent statements)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = await aiosqlite.connect(path, isolation_level=None)
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=5000",
-        ):
-            await writer.execute(f"PRAGMA {pragma}")
-        await writer.executescript(schema)
-        reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        reader.execute("PRAGMA query_only=ON")
+        try:
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "busy_timeout=5000",
+            ):
+                await writer.execute(f"PRAGMA {pragma}")
+            await writer.executescript(schema)
+            reader = sqlite3.connect(
+                _read_only(path), uri=True, isolation_level=None, check_same_thread=False
+            )
+            reader.execute("PRAGMA schema_version")  # opens the file now, not at the first read
+        except BaseException:
+            await writer.close()  # or its thread would keep the process from ending
+            raise
         # aiosqlite's one hop to its thread; its public calls would hop once per statement.
         execute: Any = writer._execute  # noqa: SLF001
         return cls(
@@ -120,9 +132,10 @@ class SqliteStore:
         """Finishes what is pending and closes the database."""
         while self._draining is not None:
             await asyncio.wait([self._draining])
-        self._reader.close()
         if self._close_writer is not None:
             await self._close_writer()
+        # Last, and read-only: so the log and its index stay, and the next start needs no room for them.
+        self._reader.close()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -177,6 +190,10 @@ class SqliteStore:
                 pending.done.set_result(outcome)
         for listener in self._listeners:
             listener()
+
+
+def _read_only(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 @dataclass(slots=True)
