@@ -1,4 +1,4 @@
-"""Bugs that the simulator must find: one for each guarantee, switched on in tests only."""
+"""Bugs that the simulator must find: at least one for each guarantee, switched on in tests only."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.identifiers import normalise
 from runtime.placement import slot_of
 from runtime.store import Unit, query
+from session_svc import sessions
+from session_svc import store as session_store
 from session_svc.service import SessionService
 from sync_bus.log import Stamp, Topic
 from sync_bus.replicator import Replicator
@@ -58,6 +60,11 @@ def login_asks_home_always(patch: Patch) -> None:
         return await original(self, request, timeout_s)
 
     patch.setattr(SessionService, "_prove", prove)
+
+
+def a_full_disk_keeps_users_out(patch: Patch) -> None:
+    """There is no memory for a session that the disk has no room for."""
+    patch.setattr(sessions, "UNSTORED_MAX", 0)
 
 
 def unknown_outcome_taken_for_failure(patch: Patch) -> None:
@@ -168,6 +175,15 @@ def _forget(topic: str, seq: int) -> Unit[None]:
     yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
 
 
+def revocations_of_others_forgotten(patch: Patch) -> None:
+    """Another center's revocation moves the cursor and ends nothing."""
+    patch.setattr(session_store, "apply", _nothing)
+
+
+def _nothing(*_: Any) -> Unit[None]:
+    yield from query("SELECT 1")
+
+
 def last_to_arrive_wins(patch: Patch) -> None:
     """Versions are not compared."""
     patch.setattr(account_store, "wins", lambda *_: True)
@@ -231,6 +247,7 @@ def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tupl
 PLANTED = (
     Planted("UNIQUE", "uniqueness checked locally only", uniqueness_checked_locally_only),
     Planted("LOGIN", "login asks home always", login_asks_home_always),
+    Planted("LOGIN", "a full disk keeps users out", a_full_disk_keeps_users_out),
     Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),
     Planted(
         "NO-OVERDRAFT",
@@ -239,6 +256,7 @@ PLANTED = (
     ),
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
+    Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
     Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
     Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
