@@ -67,7 +67,7 @@ async def build(
         store, bus = await _open(session_svc.app, site, outside)
         sessions = session_svc.app.build(site, store, bus, dispatcher)
         duties.append(sessions.run)
-        wait_alive.append(sessions.wait_alive)
+        wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
         store, bus = await _open(transfer_svc.app, site, outside)
         transfers = transfer_svc.app.build(site, store, bus, dispatcher)

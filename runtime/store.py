@@ -34,6 +34,8 @@ Aside = Callable[..., Awaitable[Any]]
 
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
+DISK_FULL = "DISK_FULL"
+"""The reason of a StoreFault while there is no room. Reading goes on."""
 
 
 def query(sql: str, *values: Value) -> Generator[Statement, list[Row], list[Row]]:
@@ -67,14 +69,18 @@ class Reader(Protocol):
     async def read(self, unit: Unit[T]) -> T: ...
 
 
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""What SQLite says for want of room: in the log or the database, and in the log's shared index."""
+
+
 class StoreFault(RpcError):
     """The database did not take the write. Whole batches fail before the commit or not at all."""
 
     def __init__(self, error: sqlite3.Error) -> None:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        full = getattr(error, "sqlite_errorname", "") in _NO_ROOM
         super().__init__(
             StatusCode.RESOURCE_EXHAUSTED if full else StatusCode.UNAVAILABLE,
-            "DISK_FULL" if full else "STORE_UNAVAILABLE",
+            DISK_FULL if full else "STORE_UNAVAILABLE",
             "the center's disk is full" if full else "the center's database did not take the write",
             retry_after_ms=5000,
         )
@@ -116,25 +122,33 @@ class SqliteStore:
         """Opens or creates the database and brings it to `schema` (idempotent statements)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = await aiosqlite.connect(path, isolation_level=None)
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=5000",
-        ):
-            await writer.execute(f"PRAGMA {pragma}")
-        await writer.executescript(schema)
 
         def read_only() -> sqlite3.Connection:
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA query_only=ON")
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            connection = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA schema_version")  # opens the file now, not at the first read
             return connection
 
+        try:
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "busy_timeout=5000",
+            ):
+                await writer.execute(f"PRAGMA {pragma}")
+            await writer.executescript(schema)
+            reader = read_only()
+        except BaseException:
+            await writer.close()  # or its thread would keep the process from ending
+            raise
         # aiosqlite's one hop to its thread; its public calls would hop once per statement.
         execute: Any = writer._execute  # noqa: SLF001
         return cls(
             lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
-            read_only(),
+            reader,
             read_only,
             asyncio.to_thread,
             writer.close,
@@ -144,9 +158,10 @@ class SqliteStore:
         """Finishes what is pending and closes the database."""
         while self._draining is not None:
             await asyncio.wait([self._draining])
-        self._reader.close()
         if self._close_writer is not None:
             await self._close_writer()
+        # Last, and read-only: so the log and its index stay, and the next start needs no room for them.
+        self._reader.close()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

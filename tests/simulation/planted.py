@@ -1,4 +1,4 @@
-"""Bugs that the simulator must find: one for each guarantee, switched on in tests only."""
+"""Bugs that the simulator must find: at least one for each guarantee, switched on in tests only."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,6 +20,8 @@ from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.identifiers import normalise
 from runtime.placement import slot_of
 from runtime.store import Unit, query
+from session_svc import sessions
+from session_svc import store as session_store
 from session_svc.service import SessionService
 from sync_bus import inbox, log
 from sync_bus.anti_entropy import AntiEntropy
@@ -63,6 +65,11 @@ def login_asks_home_always(patch: Patch) -> None:
         return await original(self, request, timeout_s)
 
     patch.setattr(SessionService, "_prove", prove)
+
+
+def a_full_disk_keeps_users_out(patch: Patch) -> None:
+    """There is no memory for a session that the disk has no room for."""
+    patch.setattr(sessions, "UNSTORED_MAX", 0)
 
 
 def unknown_outcome_taken_for_failure(patch: Patch) -> None:
@@ -173,6 +180,15 @@ def _forget(topic: str, seq: int) -> Unit[None]:
     yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
 
 
+def revocations_of_others_forgotten(patch: Patch) -> None:
+    """Another center's revocation moves the cursor and ends nothing."""
+    patch.setattr(session_store, "apply", _nothing)
+
+
+def _nothing(*_: Any) -> Unit[None]:
+    yield from query("SELECT 1")
+
+
 def last_to_arrive_wins(patch: Patch) -> None:
     """Versions are not compared."""
     patch.setattr(account_store, "wins", lambda *_: True)
@@ -281,6 +297,7 @@ def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tupl
 PLANTED = (
     Planted("UNIQUE", "uniqueness checked locally only", uniqueness_checked_locally_only),
     Planted("LOGIN", "login asks home always", login_asks_home_always),
+    Planted("LOGIN", "a full disk keeps users out", a_full_disk_keeps_users_out),
     Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),
     Planted(
         "NO-OVERDRAFT",
@@ -289,6 +306,7 @@ PLANTED = (
     ),
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
+    Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
     Planted("CONVERGE", "applied without cursor", applied_without_cursor),
     Planted("DURABLE", "lost store begins without asking", lost_store_begins_without_asking),
