@@ -5,5 +5,6 @@
 `bus`         the fast road, JetStream (`jetstream`); it may forget, repeat or reorder
 `feed`        the sure road: reading a log over gRPC; carries some topics and fills every gap
 `replicator`  the tasks that keep both roads moving for one service
+`lag`         how far a copy is behind, in entries and in time, and until it has caught up
 `merge`       which of two concurrent writes wins
 """

@@ -15,7 +15,7 @@ from runtime.dispatcher import Incoming
 from runtime.errors import RpcError, invalid
 from runtime.signal import Signal
 from runtime.store import Store
-from sync_bus import log
+from sync_bus import lag, log
 
 PULL_ENTRIES_MAX = 200
 
@@ -38,7 +38,10 @@ class FeedServicer:
             if seq > known.get(topic, seq):
                 await self._store.write("confirm", log.confirm(request.center, topic, seq))
         heads = await self._store.read(log.heads())
-        return ExchangeResponse(heads=heads, time_ms=self._clock.wall_ms())
+        missing_since = await self._store.read(lag.missing_since(request.cursors))
+        return ExchangeResponse(
+            heads=heads, time_ms=self._clock.wall_ms(), missing_since_ms=missing_since
+        )
 
     async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
         after = request.after_seq

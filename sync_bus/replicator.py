@@ -6,7 +6,7 @@ lost), and one follower for each topic on the feed road.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from random import Random
@@ -32,9 +32,10 @@ from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
-from sync_bus import inbox, log, parked
+from sync_bus import inbox, lag, log, parked
 from sync_bus.bus import Bus, BusFault
-from sync_bus.inbox import Arrival, Handler, Outcome
+from sync_bus.inbox import Arrival, Cursor, Handler, Outcome
+from sync_bus.lag import Sight
 from sync_bus.log import Road, Stamps, Topic
 from sync_bus.parked import Parked
 
@@ -71,6 +72,10 @@ class Replicator:
         self._random = random
         self._heads: dict[tuple[str, str], int] = {}
         self._heard_ms: dict[str, int] = {}
+        self._heard_monotonic_ms: dict[str, int] = {}
+        self._sights: dict[tuple[str, str], Sight] = {}
+        self._lost: dict[str, set[str]] = {peer: set() for peer in mesh.peers}
+        self._found_lost = Signal()
         self._current_ms: dict[tuple[str, str], int] = {}
         self._committed = Signal()
         store.on_commit(self._committed.notify)
@@ -83,6 +88,7 @@ class Replicator:
             for peer in self._mesh.peers:
                 tasks.create_task(self._persist(partial(self._consume, peer)))
                 tasks.create_task(self._persist(partial(self._exchange, peer)))
+                tasks.create_task(self._persist(partial(self._fill_lost, peer)))
                 for topic in self._topics.values():
                     if topic.road is Road.FEED:
                         tasks.create_task(self._persist(partial(self._follow, peer, topic)))
@@ -90,21 +96,7 @@ class Replicator:
     async def roads(self) -> list[RoadStatus]:
         """How far this service has applied the others' logs, and by which road."""
         cursors = await self._store.read(inbox.inspect())
-        return [
-            RoadStatus(
-                source_center=cursor.source,
-                topic=cursor.topic,
-                road=self._topics[cursor.topic].road.value,
-                cursor=cursor.seq,
-                head=max(cursor.seq, self._heads.get((cursor.source, cursor.topic), 0)),
-                heard_time=self._heard(cursor.source),
-                parked=cursor.parked,
-                from_jetstream=cursor.from_jetstream,
-                from_feed=cursor.from_feed,
-            )
-            for cursor in cursors
-            if cursor.topic in self._topics
-        ]
+        return [self._road(cursor) for cursor in cursors if cursor.topic in self._topics]
 
     async def retry(self, who: str, waiting: Sequence[Parked]) -> list[ParkedAction]:
         """Applies parked entries once more, each in a unit of its own, in this order."""
@@ -126,6 +118,27 @@ class Replicator:
     def current_ms(self, source: str, topic: Topic) -> int:
         """Wall time at which the local copy of a topic was last known to be complete; 0 if never."""
         return self._current_ms.get((source, topic.name), 0)
+
+    def _road(self, cursor: Cursor) -> RoadStatus:
+        now_ms = self._stamps.clock.monotonic_ms()
+        name = cursor.source, cursor.topic
+        head = max(cursor.seq, self._heads.get(name, 0))
+        behind = lag.measure(self._sights.get(name), cursor.seq, head, now_ms)
+        heard_ms = self._heard_monotonic_ms.get(cursor.source)
+        return RoadStatus(
+            source_center=cursor.source,
+            topic=cursor.topic,
+            road=self._topics[cursor.topic].road.value,
+            cursor=cursor.seq,
+            head=head,
+            heard_time=self._heard(cursor.source),
+            parked=cursor.parked,
+            from_jetstream=cursor.from_jetstream,
+            from_feed=cursor.from_feed,
+            lag_ms=behind.lag_ms,
+            catch_up_ms=behind.catch_up_ms,
+            heard_ago_ms=None if heard_ms is None else now_ms - heard_ms,
+        )
 
     def _heard(self, source: str) -> Timestamp | None:
         return timestamp(self._heard_ms[source]) if source in self._heard_ms else None
@@ -173,18 +186,41 @@ class Replicator:
                 ExchangeResponse,
                 EXCHANGE_TIMEOUT_S,
             )
-            self._heard_ms[peer] = self._stamps.clock.wall_ms()
+            self._hear(peer, cursors, answer)
             self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
             for topic, head in sorted(answer.heads.items()):
-                self._heads[peer, topic] = head
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
                     self._current_ms[peer, topic] = self._heard_ms[peer]
                 # Behind, and no progress since the last exchange: the bus has lost something.
                 if cursor < head and behind.get(topic) == cursor:
-                    await self._fill(peer, topic)
+                    self._lost[peer].add(topic)
+                    self._found_lost.notify()
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    def _hear(self, peer: str, cursors: Mapping[str, int], answer: ExchangeResponse) -> None:
+        """Notes what a source has answered, and when."""
+        now_ms = self._stamps.clock.monotonic_ms()
+        self._heard_ms[peer] = self._stamps.clock.wall_ms()
+        self._heard_monotonic_ms[peer] = now_ms
+        for topic, head in answer.heads.items():
+            waiting_ms = None
+            if topic in answer.missing_since_ms:
+                waiting_ms = max(answer.time_ms - answer.missing_since_ms[topic], 0)
+            before = self._sights.get((peer, topic))
+            cursor = cursors.get(topic, 0)
+            self._heads[peer, topic] = head
+            self._sights[peer, topic] = lag.see(before, now_ms, cursor, head, waiting_ms)
+
+    async def _fill_lost(self, peer: str) -> None:
+        """Fills what the exchange has found to be lost. That may take long; the exchange goes on."""
+        while True:
+            found = self._found_lost.next()
+            for topic in sorted(self._lost[peer]):
+                await self._fill(peer, topic)
+                self._lost[peer].discard(topic)
+            await self._found_lost.wait(found)
 
     async def _retry_ahead(self, peer: str) -> None:
         """Applies entries that were stamped too far ahead, once the local clock has caught up."""
