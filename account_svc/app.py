@@ -36,13 +36,7 @@ class _Inspection:
         ]
         return CollectFactsResponse(
             violations=violations,
-            digests=await self.database.read(
-                digests(
-                    self.site,
-                    per_source={store.ACCOUNTS: store.digest_accounts},
-                    over_all={store.CHANGES: store.digest_changes},
-                )
-            ),
+            digests=await self.database.read(digests(self.site, TOPICS)),
         )
 
 
@@ -54,6 +48,8 @@ def build(
     service = AccountService(
         site, database, passwords, lambda source: node.current_ms(source, store.ACCOUNTS)
     )
-    dispatcher.add("duohuo.v1.AccountService", service)
-    dispatcher.add("duohuo.internal.v1.AccountPeerService", service, *node.servicers)
+    dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)
+    dispatcher.add(
+        "duohuo.internal.v1.AccountPeerService", service, *node.servicers, refusal=node.refusal
+    )
     return node

@@ -4,8 +4,7 @@ Every change goes with its log entry. Passwords and profile fields carry the ver
 a write that loses to a newer version changes nothing but the history.
 """
 
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import (
@@ -14,14 +13,11 @@ from duohuo.internal.v1.log_pb2 import (
     LogRecord,
     ProfileChanged,
 )
-from runtime.store import Unit, query
+from runtime.store import Row, Unit, query
 from sync_bus import log
+from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 from sync_bus.merge import Version, wins
-
-ACCOUNTS = Topic("accounts", Road.JETSTREAM)
-CHANGES = Topic("changes", Road.FEED)
-TOPICS = (ACCOUNTS, CHANGES)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS account (
@@ -37,7 +33,7 @@ CREATE TABLE IF NOT EXISTS history (
   account_id TEXT NOT NULL, name TEXT NOT NULL, hlc INTEGER NOT NULL, center TEXT NOT NULL,
   value TEXT NOT NULL, PRIMARY KEY (account_id, name, hlc, center)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS request (
-  account_id TEXT NOT NULL, request_id TEXT NOT NULL, time_ms INTEGER NOT NULL,
+  account_id TEXT NOT NULL, request_id TEXT NOT NULL, time_ms INTEGER NOT NULL, center TEXT NOT NULL,
   PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 """
 
@@ -154,11 +150,12 @@ def set_password(
 
     False if the password that the caller proved to know (`replaces`) is no longer the present one.
     """
-    if (yield from _seen(account_id, request_id, stamp.time_ms)):
+    if (yield from was_seen(account_id, request_id)):
         return True
     present = yield from find_credential(account_id)
     if replaces is not None and (present is None or present.version != replaces):
         return False
+    yield from _note_request(account_id, request_id, stamp.time_ms, center)
     yield from _merge_password(account_id, password_hash, Version(stamp.hlc, center))
     changed = CredentialChanged(
         account_id=account_id, password_hash=password_hash, request_id=request_id
@@ -171,8 +168,9 @@ def set_profile(
     account_id: str, fields: Mapping[str, str], request_id: str, center: str, stamp: Stamp
 ) -> Unit[None]:
     """Writes profile fields here, unless their request was seen before."""
-    if (yield from _seen(account_id, request_id, stamp.time_ms)):
+    if (yield from was_seen(account_id, request_id)):
         return
+    yield from _note_request(account_id, request_id, stamp.time_ms, center)
     yield from _merge_fields(account_id, fields, Version(stamp.hlc, center))
     changed = ProfileChanged(account_id=account_id, fields=fields, request_id=request_id)
     yield from log.append(CHANGES, stamp, LogRecord(profile_changed=changed))
@@ -202,11 +200,13 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
             )
         case "credential_changed":
             password = record.credential_changed
-            yield from _seen(password.account_id, password.request_id, record.time_ms)
+            yield from _note_request(
+                password.account_id, password.request_id, record.time_ms, source
+            )
             yield from _merge_password(password.account_id, password.password_hash, version)
         case "profile_changed":
             profile = record.profile_changed
-            yield from _seen(profile.account_id, profile.request_id, record.time_ms)
+            yield from _note_request(profile.account_id, profile.request_id, record.time_ms, source)
             yield from _merge_fields(profile.account_id, profile.fields, version)
         case other:
             raise ValueError(f"not a record of this service: {other}")
@@ -225,41 +225,17 @@ def all_accounts() -> Unit[list[AccountRow]]:
     return [AccountRow(*row) for row in rows]
 
 
-def digest_accounts(source: str) -> Unit[str]:
-    """One value for all accounts that a center created."""
-    rows = yield from query(
-        "SELECT account_id, identifier FROM account WHERE source = ? ORDER BY account_id", source
-    )
-    return _digest(rows)
-
-
-def digest_changes() -> Unit[str]:
-    """One value for all credentials and profiles, whoever wrote them."""
-    credentials = yield from query(
-        "SELECT account_id, password_hash, hlc, center FROM credential ORDER BY account_id"
-    )
-    fields = yield from query(
-        "SELECT account_id, name, value, hlc, center FROM profile_field ORDER BY account_id, name"
-    )
-    return _digest([*credentials, *fields])
-
-
-def _digest(rows: Sequence[tuple[object, ...]]) -> str:
-    digest = sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
-    return digest.hexdigest()[:32]
-
-
-def _seen(account_id: str, request_id: str, time_ms: int) -> Unit[bool]:
-    """Notes a request; True if it was there already."""
-    rows = yield from query(
-        "INSERT INTO request VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+def _note_request(account_id: str, request_id: str, time_ms: int, center: str) -> Unit[None]:
+    """Notes that a request was carried out. Of two centers that did, the last one stands for both."""
+    yield from query(
+        "INSERT INTO request VALUES (?, ?, ?, ?) ON CONFLICT (account_id, request_id) DO UPDATE"
+        " SET time_ms = excluded.time_ms, center = excluded.center"
+        " WHERE (excluded.time_ms, excluded.center) > (time_ms, center)",
         account_id,
         request_id,
         time_ms,
+        center,
     )
-    return not rows
 
 
 def _merge_password(account_id: str, password_hash: str, version: Version) -> Unit[None]:
@@ -309,3 +285,62 @@ def _remember(account_id: str, name: str, version: Version, value: str) -> Unit[
         *version,
         value,
     )
+
+
+def _put_credential(row: Row) -> Unit[None]:
+    account_id, password_hash, hlc, center = row
+    yield from _merge_password(account_id, password_hash, Version(hlc, center))
+
+
+def _put_field(row: Row) -> Unit[None]:
+    account_id, name, value, hlc, center = row
+    yield from _merge_fields(account_id, {name: value}, Version(hlc, center))
+
+
+ACCOUNTS = Topic(
+    "accounts",
+    Road.JETSTREAM,
+    (CopiedTable("account", AccountRow._fields, keys=1, owner="source"),),
+)
+CHANGES = Topic(
+    "changes",
+    Road.FEED,
+    (
+        CopiedTable(
+            "credential",
+            ("account_id", "password_hash", "hlc", "center"),
+            keys=1,
+            owner="center",
+            merged=True,
+            version=lambda row: row[2:],
+            put=_put_credential,
+        ),
+        CopiedTable(
+            "profile_field",
+            ("account_id", "name", "value", "hlc", "center"),
+            keys=2,
+            owner="center",
+            merged=True,
+            version=lambda row: row[3:],
+            put=_put_field,
+        ),
+        # What has lost here may still stand elsewhere, until the write that beats it arrives there.
+        CopiedTable(
+            "history",
+            ("account_id", "name", "hlc", "center", "value"),
+            keys=4,
+            owner="center",
+            merged=True,
+            compared=False,
+        ),
+        CopiedTable(
+            "request",
+            ("account_id", "request_id", "time_ms", "center"),
+            keys=2,
+            owner="center",
+            merged=True,
+            version=lambda row: row[2:],
+        ),
+    ),
+)
+TOPICS = (ACCOUNTS, CHANGES)

@@ -121,6 +121,9 @@ class OperatorServicer:
                 status.silent_roles.append(role)
             else:
                 status.roads.extend(answer.roads)
+                status.logs.extend(answer.logs)
+                if answer.recovering:
+                    status.recoveries.add(role=role, doing=answer.recovering)
                 for name, count in answer.counts.items():
                     status.counts[name] = count
                 status.clock_wrong |= answer.clock_wrong

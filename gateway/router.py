@@ -28,7 +28,15 @@ ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 SESSION_RECHECK_S = 2.0
-_ELSEWHERE = frozenset({"CENTER_UNREACHABLE", "DEADLINE_EXCEEDED", "NOT_COPIED_YET", "CLOCK_WRONG"})
+_ELSEWHERE = frozenset(
+    {
+        "CENTER_UNREACHABLE",
+        "DEADLINE_EXCEEDED",
+        "NOT_COPIED_YET",
+        "CLOCK_WRONG",
+        "CENTER_RECOVERING",
+    }
+)
 
 
 class Router:
@@ -158,7 +166,7 @@ class Router:
                 ran=ran,
                 advice="Ask again with the same id: it will not run twice." if ran else "",
             )
-        if last.reason == "NOT_COPIED_YET" and len(errors) == 1:
+        if last.reason in ("NOT_COPIED_YET", "CENTER_RECOVERING") and len(errors) == 1:
             return last
         for error in errors:
             if error.reason == "CLOCK_WRONG":

@@ -10,7 +10,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
 
@@ -20,7 +20,6 @@ from account_svc.passwords import Argon2Passwords
 from gateway import ring
 from gateway.operator import OperatorGate
 from ops import wiring
-from ops.wiring import Duty
 from runtime import logging, telemetry
 from runtime.center import LocalCenter
 from runtime.clock import SystemClock
@@ -56,12 +55,15 @@ async def serve(settings: CenterSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     logging.start(settings)
     async with AsyncExitStack() as closing:
-        mesh, duties, servers = await _start(settings, closing)
+        mesh, center, servers = await _start(settings, closing)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(duty()) for duty in duties]
+            running = [tasks.create_task(duty()) for duty in center.duties]
             # Centers that start together should not take each other for lost; one that is really
-            # away must not hold this one up.
+            # away must not hold this one up, nor one that has not what an empty store waits for.
             await mesh.wait_for_peers(PEERS_TIMEOUT_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PEERS_TIMEOUT_S):
+                    await asyncio.gather(*(wait() for wait in center.wait_alive))
             ready = {"ready": True, "pid": os.getpid()}
             print(json.dumps(ready), flush=True)  # noqa: T201 - the supervisor reads it
             await stop.wait()
@@ -73,8 +75,8 @@ async def serve(settings: CenterSettings) -> None:
 
 async def _start(
     settings: CenterSettings, closing: AsyncExitStack
-) -> tuple[Mesh, Sequence[Duty], Sequence[GrpcServer]]:
-    """Builds the roles and listens; returns what must run from now on, and the servers to drain."""
+) -> tuple[Mesh, wiring.Center, Sequence[GrpcServer]]:
+    """Builds the roles and listens; returns them with the servers to drain."""
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     clock = SystemClock()
     hybrid = HybridClock(clock)
@@ -94,11 +96,19 @@ async def _start(
         },
     )
     endpoints: dict[str, Endpoint] = {settings.center: local}
-    for center in settings.centers:
-        if center != settings.center:
-            endpoints[center] = await _channel(center, settings.peer_addresses[center], closing)
+    for peer in settings.centers:
+        if peer != settings.center:
+            endpoints[peer] = await _channel(peer, settings.peer_addresses[peer], closing)
     mesh = Mesh(settings.center, endpoints, clock)
-    site = Site(mesh, placement, Stamps(clock, hybrid), RandomIds(), SystemRandom())
+    site = Site(
+        mesh,
+        placement,
+        Stamps(clock, hybrid),
+        RandomIds(),
+        SystemRandom(),
+        settings.lone_start,
+        settings.log_entries_max,
+    )
     nats = NatsAccess(settings.center, settings.nats_url, _secret(settings.nats_password_file))
     closing.push_async_callback(nats.close)
     passwords = Argon2Passwords()
@@ -116,7 +126,7 @@ async def _start(
     outside = wiring.Outside(
         open_store, lambda role: JetStreamBus(nats, role, mesh.peers), passwords, spans
     )
-    router, duties = await wiring.build(settings.roles, site, outside, dispatcher)
+    center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []
 
     async def listen(
@@ -130,12 +140,12 @@ async def _start(
         servers.append(server)
         closing.push_async_callback(server.stop, 0.0)
 
-    if router is not None:
+    if center.router is not None:
         operators = OperatorGate(dispatcher, _secret(settings.operator_token_file))
-        await listen(router, PUBLIC_FILES, settings.public_listen, "gateway")
+        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway")
         await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator")
     await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh")
-    return mesh, duties, servers
+    return mesh, center, servers
 
 
 async def _channel(name: str, address: str, closing: AsyncExitStack) -> GrpcEndpoint:

@@ -111,11 +111,9 @@ def _line(topic: str, roads: list[RoadStatus]) -> tuple[object, ...]:
     """Topics in the same state, with their entries added up; the one heard last speaks for all."""
     worst = max(roads, key=lambda road: road.heard_ago_ms if road.HasField("heard_ago_ms") else inf)
     behind = sum(road.head - road.cursor for road in roads)
+    unknown = not worst.HasField("lag_ms")
     silent = not worst.HasField("heard_ago_ms") or worst.heard_ago_ms > SILENT_AFTER_MS
-    if worst.HasField("lag_ms"):
-        lag = f"over {duration(worst.lag_ms)}" if silent else duration(worst.lag_ms)
-    else:
-        lag = "unknown"
+    lag = f"over {duration(worst.lag_ms)}" if silent else duration(worst.lag_ms)
     if not behind:
         catch_up = ""
     else:
@@ -123,8 +121,8 @@ def _line(topic: str, roads: list[RoadStatus]) -> tuple[object, ...]:
     heard = f"{duration(worst.heard_ago_ms)} ago" if worst.HasField("heard_ago_ms") else "never"
     return (
         topic,
-        (f"{behind} or more" if behind else "unknown") if silent else behind,
-        lag,
+        (f"{behind} or more" if behind else "unknown") if silent or unknown else behind,
+        "unknown" if unknown else lag,
         catch_up,
         f"SILENT, {heard}" if silent else heard,
         sum(road.cursor for road in roads),

@@ -33,26 +33,43 @@ class Outside:
     spans: Spans
 
 
+@dataclass(frozen=True, slots=True)
+class Center:
+    """The roles of one process, put together."""
+
+    router: Router | None
+    """The gateway's, if that is one of them."""
+    duties: Sequence[Duty]
+    """What must run from now on."""
+    wait_alive: Sequence[Duty]
+    """Each returns once a service may serve: its store has all that it should have."""
+
+
 async def build(
     roles: Sequence[str], site: Site, outside: Outside, dispatcher: Dispatcher
-) -> tuple[Router | None, list[Duty]]:
-    """Serves the roles from `dispatcher`; returns the gateway's router, if that is one of them, and
-    what must run from now on."""
+) -> Center:
+    """Serves the roles from `dispatcher`."""
     duties: list[Duty] = [site.mesh.run]
+    wait_alive: list[Duty] = []
     if "account" in roles:
         store, bus = await _open(account_svc.app, site, outside)
         accounts = account_svc.app.build(site, store, bus, outside.passwords, dispatcher)
         duties.append(accounts.run)
+        wait_alive.append(accounts.wait_alive)
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
-        duties.append(session_svc.app.build(site, store, bus, dispatcher).run)
+        sessions = session_svc.app.build(site, store, bus, dispatcher)
+        duties.append(sessions.run)
+        wait_alive.append(sessions.wait_alive)
     if "transfer" in roles:
         store, bus = await _open(transfer_svc.app, site, outside)
-        duties.append(transfer_svc.app.build(site, store, bus, dispatcher).run)
+        transfers = transfer_svc.app.build(site, store, bus, dispatcher)
+        duties.append(transfers.run)
+        wait_alive.append(transfers.node.wait_alive)
     router = None
     if "gateway" in roles:
         router = gateway.app.build(site.mesh, site.placement, site.clock, outside.spans, dispatcher)
-    return router, duties
+    return Center(router, duties, wait_alive)
 
 
 class _App(Protocol):

@@ -54,6 +54,11 @@ class CenterSettings(BaseSettings):
     """Holds the password of this center's NATS users."""
     operator_token_file: Path | None = None
     """Holds the bearer token of this center's operators (gateway role)."""
+    lone_start: bool = False
+    """May an empty store begin although not all other centers have said what they have of it? For the
+    first start of the first center; should they have more than it knows of, it diverges from them."""
+    log_entries_max: Annotated[int, Field(ge=1000)] = 1_000_000
+    """So many entries of a topic are kept for a center that stays away; then it needs a snapshot."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

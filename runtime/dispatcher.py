@@ -40,10 +40,19 @@ class Dispatcher:
         self._center = center
         self._clock = clock
         self._handlers: dict[str, Callable[[Message, Incoming], Any]] = {}
+        self._refusals: dict[str, Callable[[], RpcError | None]] = {}
         self.roles: set[str] = set()
 
-    def add(self, service: str, *servicers: object) -> None:
-        """Serves a service (by full name) from these objects; each method from the first that has it."""
+    def add(
+        self,
+        service: str,
+        *servicers: object,
+        refusal: Callable[[], RpcError | None] = lambda: None,
+    ) -> None:
+        """Serves a service (by full name) from these objects; each method from the first that has it.
+
+        While `refusal` returns an error, methods not declared `while_recovering` are answered with it.
+        """
         methods = service_methods(service)
         for method in methods:
             self._handlers[method.path] = next(
@@ -51,6 +60,8 @@ class Dispatcher:
                 for servicer in servicers
                 if hasattr(servicer, method.name)
             )
+            if not method.while_recovering:
+                self._refusals[method.path] = refusal
             self.roles.add(method.role)
 
     async def unary(self, call: Call) -> Reply:
@@ -86,6 +97,9 @@ class Dispatcher:
                 "NOT_SERVED_HERE",
                 f"{call.method.path} is not served here",
             )
+        refusal = self._refusals.get(call.method.path)
+        if refusal is not None and (refused := refusal()) is not None:
+            raise refused
         try:
             request = call.method.request_type.FromString(call.request)
         except DecodeError:

@@ -46,6 +46,7 @@ class Method:
     owner: str
     safe_to_repeat: bool
     unavailable: Unavailable
+    while_recovering: bool
 
 
 def methods_in(files: Iterable[FileDescriptor]) -> dict[str, Method]:
@@ -103,4 +104,5 @@ def _method(descriptor: MethodDescriptor) -> Method:
         owner=declared.owner,
         safe_to_repeat=declared.safe_to_repeat,
         unavailable=declared.unavailable,
+        while_recovering=declared.while_recovering,
     )

@@ -8,7 +8,8 @@ and in place under a simulator. Raising undoes the unit and nothing else.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -48,9 +49,19 @@ class Store(Protocol):
         """Runs a unit that only reads, on one consistent snapshot that holds all finished writes."""
         ...
 
+    def frozen(self) -> AbstractContextManager["Reader"]:
+        """The store as it is now, however long it is read, and whatever is written meanwhile."""
+        ...
+
     def on_commit(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every commit."""
         ...
+
+
+class Reader(Protocol):
+    """Runs units that only read."""
+
+    async def read(self, unit: Unit[T]) -> T: ...
 
 
 class StoreFault(RpcError):
@@ -77,17 +88,20 @@ class SqliteStore:
 
     Each unit has its own savepoint; callers are answered only after the commit, with
     synchronous=FULL. `hop` takes a batch to the writer. Reads run in place on a second connection
-    (WAL): a point read takes microseconds, far less than handing it to a thread.
+    (WAL): a point read takes microseconds, far less than handing it to a thread. `another` opens one
+    more connection to what is committed now.
     """
 
     def __init__(
         self,
         hop: Hop,
         reader: sqlite3.Connection,
+        another: Callable[[], sqlite3.Connection],
         close_writer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._hop = hop
         self._reader = reader
+        self._another = another
         self._close_writer = close_writer
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
@@ -106,13 +120,18 @@ class SqliteStore:
         ):
             await writer.execute(f"PRAGMA {pragma}")
         await writer.executescript(schema)
-        reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        reader.execute("PRAGMA query_only=ON")
+
+        def read_only() -> sqlite3.Connection:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA query_only=ON")
+            return connection
+
         # aiosqlite's one hop to its thread; its public calls would hop once per statement.
         execute: Any = writer._execute  # noqa: SLF001
         return cls(
             lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
-            reader,
+            read_only(),
+            read_only,
             writer.close,
         )
 
@@ -149,6 +168,17 @@ class SqliteStore:
         finally:
             self._reader.execute("ROLLBACK")
 
+    @contextmanager
+    def frozen(self) -> Iterator[Reader]:
+        connection = self._another()
+        try:
+            connection.execute("BEGIN")
+            # In WAL mode a transaction sees what was committed at its first read.
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            yield _Frozen(connection)
+        finally:
+            connection.close()
+
     async def _drain(self) -> None:
         try:
             while self._pending:
@@ -177,6 +207,14 @@ class SqliteStore:
                 pending.done.set_result(outcome)
         for listener in self._listeners:
             listener()
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    connection: sqlite3.Connection
+
+    async def read(self, unit: Unit[T]) -> T:
+        return _drive(self.connection, unit)
 
 
 @dataclass(slots=True)

@@ -33,6 +33,8 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Serv
     """Serves the session role from `dispatcher`; the returned node's tasks replicate revocations."""
     node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
     service = SessionService(site, database)
-    dispatcher.add("duohuo.v1.SessionService", service)
-    dispatcher.add("duohuo.internal.v1.SessionPeerService", service, *node.servicers)
+    dispatcher.add("duohuo.v1.SessionService", service, refusal=node.refusal)
+    dispatcher.add(
+        "duohuo.internal.v1.SessionPeerService", service, *node.servicers, refusal=node.refusal
+    )
     return node

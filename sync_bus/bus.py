@@ -22,8 +22,8 @@ class Delivery:
 class Bus(Protocol):
     """One service's connection to the bus of its center."""
 
-    async def last_published(self, topic: str) -> int:
-        """Number of the last entry of a topic that the bus holds; 0 if none. Raises BusFault."""
+    async def last_published(self, topic: str) -> LogEntry | None:
+        """The last entry of a topic that the bus holds. Raises BusFault."""
         ...
 
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:

@@ -1,6 +1,6 @@
 """The sure road: other centers read a service's log, and say how far they have applied it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from grpc import StatusCode
 
@@ -23,32 +23,46 @@ PULL_ENTRIES_MAX = 200
 class FeedServicer:
     """Serves `Exchange` and `Pull` of a service's peer interface."""
 
-    def __init__(self, store: Store, peers: frozenset[str], clock: Clock) -> None:
+    def __init__(
+        self, store: Store, peers: frozenset[str], clock: Clock, mark_lost: Callable[[], None]
+    ) -> None:
         self._store = store
         self._peers = peers
         self._clock = clock
+        self._mark_lost = mark_lost
         self._committed = Signal()
         store.on_commit(self._committed.notify)
 
     async def Exchange(self, request: ExchangeRequest, _incoming: Incoming) -> ExchangeResponse:
         if request.center not in self._peers:
             raise invalid("center", "not a center of this mesh")
+        life = await self._store.read(log.life())
+        heads = await self._store.read(log.heads())
+        answer = ExchangeResponse(
+            heads=heads, time_ms=self._clock.wall_ms(), generation=life.generation
+        )
+        if request.generation != life.generation:
+            answer.bases.update(await self._store.read(log.bases()))
+            return answer
+        if any(seq > heads.get(topic, seq) for topic, seq in request.cursors.items()):
+            if not life.lost:
+                await self._store.write("lost", log.mark_lost())
+            self._mark_lost()
+            return answer
         known = await self._store.read(log.confirmations(request.center))
         for topic, seq in sorted(request.cursors.items()):
             if seq > known.get(topic, seq):
                 await self._store.write("confirm", log.confirm(request.center, topic, seq))
-        heads = await self._store.read(log.heads())
-        missing_since = await self._store.read(lag.missing_since(request.cursors))
-        return ExchangeResponse(
-            heads=heads, time_ms=self._clock.wall_ms(), missing_since_ms=missing_since
-        )
+        answer.missing_since_ms.update(await self._store.read(lag.missing_since(request.cursors)))
+        return answer
 
     async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
         after = request.after_seq
         while True:
             committed = self._committed.next()
             entries = await self._store.read(log.read_after(request.topic, after, PULL_ENTRIES_MAX))
-            if entries and entries[0].seq != after + 1:
+            begins = entries[0].seq if entries else await self._head(request.topic) + 1
+            if begins > after + 1:
                 raise RpcError(
                     StatusCode.FAILED_PRECONDITION,
                     "SNAPSHOT_NEEDED",
@@ -61,3 +75,6 @@ class FeedServicer:
                 await self._committed.wait(committed)
             else:
                 return
+
+    async def _head(self, topic: str) -> int:
+        return (await self._store.read(log.heads())).get(topic, 0)

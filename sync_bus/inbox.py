@@ -3,6 +3,9 @@
 The cursor moves in the same unit as the effect. The next number applies, an older one is skipped, a
 jump is a gap to be filled. An entry that cannot be applied is parked, with its reason, so that those
 behind it are not held back. A batch is one unit, each entry in a savepoint of its own.
+
+Entries count only in the life of their source's store that is known here. An earlier life is over; a later
+one is adopted by `seal` or `adopt`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +15,17 @@ from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime.store import Unit, query
-from sync_bus.log import Road, Stamp, Topic
+from sync_bus.log import Position, Road, Stamp, Topic
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS cursor (
   source TEXT NOT NULL, topic TEXT NOT NULL, seq INTEGER NOT NULL, hlc INTEGER NOT NULL,
   from_jetstream INTEGER NOT NULL DEFAULT 0, from_feed INTEGER NOT NULL DEFAULT 0,
+  installing INTEGER NOT NULL DEFAULT 0, repaired INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (source, topic)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS peer_life (
+  source TEXT NOT NULL PRIMARY KEY, generation INTEGER NOT NULL, diverged INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parked (
   source TEXT NOT NULL, topic TEXT NOT NULL, seq INTEGER NOT NULL, record BLOB NOT NULL,
   reason TEXT NOT NULL, time_ms INTEGER NOT NULL,
@@ -37,6 +44,8 @@ class Outcome(Enum):
     DUPLICATE = "duplicate"
     GAP = "gap"
     PARKED = "parked"
+    HELD = "held"
+    """Not now: a snapshot is being installed, or the source's present life is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,19 @@ class Cursor(NamedTuple):
     seq: int
     from_jetstream: int
     from_feed: int
+    installing: bool
+    diverged: bool
+    repaired: int
+    parked: int
+
+
+class Copy(NamedTuple):
+    """What is held of one topic of a source. Incomplete while a snapshot of it is being installed."""
+
+    generation: int
+    position: Position
+    installing: bool
+    diverged: bool
     parked: int
 
 
@@ -64,6 +86,7 @@ def prepare(topics: Iterable[Topic], sources: Iterable[str]) -> Unit[None]:
     """Makes the rows that the other units update."""
     names = [topic.name for topic in topics]
     for source in sources:
+        yield from query("INSERT INTO peer_life VALUES (?, 0, 0) ON CONFLICT DO NOTHING", source)
         for name in names:
             yield from query(
                 "INSERT INTO cursor (source, topic, seq, hlc) VALUES (?, ?, 0, 0)"
@@ -137,20 +160,114 @@ def cursors(source: str) -> Unit[Mapping[str, int]]:
 def inspect() -> Unit[list[Cursor]]:
     """All cursors, for people."""
     rows = yield from query(
-        "SELECT source, topic, seq, from_jetstream, from_feed, (SELECT count(*) FROM parked"
-        " WHERE parked.source = cursor.source AND parked.topic = cursor.topic)"
-        " FROM cursor ORDER BY source, topic"
+        "SELECT source, topic, seq, from_jetstream, from_feed, installing, diverged, repaired,"
+        " (SELECT count(*) FROM parked WHERE parked.source = cursor.source"
+        " AND parked.topic = cursor.topic)"
+        " FROM cursor JOIN peer_life USING (source) ORDER BY source, topic"
     )
-    return [Cursor(*row) for row in rows]
+    return [
+        Cursor(source, topic, seq, fast, sure, bool(installing), bool(diverged), repaired, parked)
+        for source, topic, seq, fast, sure, installing, diverged, repaired, parked in rows
+    ]
+
+
+def copy_of(source: str, topic: str) -> Unit[Copy]:
+    """How much of another center's topic is here."""
+    rows = yield from query(
+        "SELECT generation, seq, hlc, installing, diverged, (SELECT count(*) FROM parked"
+        " WHERE parked.source = cursor.source AND parked.topic = cursor.topic)"
+        " FROM cursor JOIN peer_life USING (source) WHERE source = ? AND topic = ?",
+        source,
+        topic,
+    )
+    generation, seq, hlc, installing, diverged, parked = rows[0]
+    return Copy(generation, Position(seq, hlc), bool(installing), bool(diverged), parked)
+
+
+def generation_of(source: str) -> Unit[int]:
+    """The latest life of another center's store that is known here; 0 if none."""
+    rows = yield from query("SELECT generation FROM peer_life WHERE source = ?", source)
+    return int(rows[0][0])
+
+
+def incomplete(source: str) -> Unit[list[str]]:
+    """Topics of a source of which a snapshot is being installed."""
+    rows = yield from query(
+        "SELECT topic FROM cursor WHERE source = ? AND installing ORDER BY topic", source
+    )
+    return [row[0] for row in rows]
+
+
+def seal(source: str, generation: int) -> Unit[int]:
+    """Ends all earlier lives of a source's store: what has been applied of them stays as it is.
+
+    Returns the latest life that is known, which is not the one asked for if that is too early.
+    """
+    yield from query(
+        "UPDATE peer_life SET generation = ?1, diverged = 0 WHERE source = ?2 AND generation < ?1",
+        generation,
+        source,
+    )
+    return (yield from generation_of(source))
+
+
+def adopt(source: str, generation: int, bases: Mapping[str, int]) -> Unit[bool]:
+    """Follows a source into a life that began behind the numbers in `bases`.
+
+    False if more than that has been applied here: the source has lost what this center has.
+    """
+    applied = yield from cursors(source)
+    diverged = any(seq > bases.get(topic, 0) for topic, seq in applied.items())
+    if diverged:
+        yield from query("UPDATE peer_life SET diverged = 1 WHERE source = ?", source)
+    else:
+        yield from seal(source, generation)
+    return not diverged
+
+
+def begin_install(source: str, topic: str) -> Unit[None]:
+    """From now on the copy is incomplete, and no entries apply."""
+    yield from query(
+        "UPDATE cursor SET installing = 1 WHERE source = ? AND topic = ?", source, topic
+    )
+
+
+def finish_install(source: str, topic: str, position: Position) -> Unit[None]:
+    """The copy is what the source had at a position; entries behind it apply."""
+    yield from query(
+        "UPDATE cursor SET installing = 0, seq = ?1, hlc = CASE WHEN hlc > ?2 THEN hlc ELSE ?2 END"
+        " WHERE source = ?3 AND topic = ?4",
+        *position,
+        source,
+        topic,
+    )
+
+
+def count_repaired(source: str, topic: str, rows: int) -> Unit[None]:
+    """Counts rows that differed from their owner's and were put right."""
+    yield from query(
+        "UPDATE cursor SET repaired = repaired + ? WHERE source = ? AND topic = ?",
+        rows,
+        source,
+        topic,
+    )
 
 
 def _position(source: str, entry: LogEntry) -> Unit[Outcome]:
     rows = yield from query(
-        "SELECT seq FROM cursor WHERE source = ? AND topic = ?", source, entry.topic
+        "SELECT seq, generation, installing OR diverged FROM cursor JOIN peer_life USING (source)"
+        " WHERE source = ? AND topic = ?",
+        source,
+        entry.topic,
     )
-    if not rows or entry.seq > rows[0][0] + 1:
-        return Outcome.GAP
-    return Outcome.APPLIED if entry.seq == rows[0][0] + 1 else Outcome.DUPLICATE
+    if not rows:
+        return Outcome.HELD
+    seq, generation, held = rows[0]
+    if held or entry.generation > generation:
+        return Outcome.HELD
+    if entry.generation < generation or entry.seq <= seq:
+        return Outcome.DUPLICATE
+    return Outcome.APPLIED if entry.seq == seq + 1 else Outcome.GAP
 
 
 def _advance(source: str, entry: LogEntry, hlc: int, road: Road) -> Unit[None]:

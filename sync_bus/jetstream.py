@@ -108,16 +108,18 @@ class JetStreamBus:
         self._role = role
         self._peers = peers
 
-    async def last_published(self, topic: str) -> int:
+    async def last_published(self, topic: str) -> LogEntry | None:
         jetstream = await self._access.jetstream("ev")
         try:
             await self._provision_out(jetstream)
             last = await jetstream.get_last_msg(f"OUT_{self._center}", self._subject(topic))
         except nats.js.errors.NotFoundError:
-            return 0
+            return None
         except _FAULTS as error:
             raise BusFault from error
-        return LogEntry.FromString(last.data or b"").seq
+        with suppress(DecodeError):
+            return LogEntry.FromString(last.data or b"")
+        return None
 
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
         jetstream = await self._access.jetstream("ev")

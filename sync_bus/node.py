@@ -1,5 +1,6 @@
 """What every service has besides its own work: a log that others read, copies of theirs, inspection."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,18 +16,22 @@ from duohuo.v1.operator_service_pb2 import (
     EntryName,
     ListParkedRequest,
     ListParkedResponse,
+    LogStatus,
     RetryParkedRequest,
     RetryParkedResponse,
 )
 from runtime.dispatcher import Incoming
 from runtime.store import Store, Unit, query
 from sync_bus import inbox, log, parked
+from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.bus import Bus
 from sync_bus.feed import FeedServicer
 from sync_bus.inbox import Handler
 from sync_bus.log import Topic
+from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
+from sync_bus.snapshot import Reconcile, Snapshots, SnapshotServicer
 
 SCHEMA = log.SCHEMA + inbox.SCHEMA + parked.SCHEMA
 
@@ -42,11 +47,11 @@ class Inspection(Protocol):
 def is_prepared(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[bool]:
     """Is there nothing for `prepare` to write? Then a start works on a full disk too."""
     rows = yield from query(
-        "SELECT (SELECT count(*) FROM log_head), (SELECT count(*) FROM confirmed),"
-        " (SELECT count(*) FROM cursor)"
+        "SELECT (SELECT count(*) FROM life), (SELECT count(*) FROM log_head),"
+        " (SELECT count(*) FROM confirmed), (SELECT count(*) FROM cursor)"
     )
     pairs = len(topics) * len(peers)
-    return rows[0] == (len(topics), pairs, pairs)
+    return rows[0] == (1, len(topics), pairs, pairs)
 
 
 def prepare(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[None]:
@@ -55,8 +60,18 @@ def prepare(topics: Sequence[Topic], peers: Sequence[str]) -> Unit[None]:
     yield from inbox.prepare(topics, peers)
 
 
+def nothing_to_reconcile(_source: str, _topic: str) -> Unit[int]:
+    """For services whose rows say everything: another center's entries cause nothing here."""
+    yield from ()
+    return 0
+
+
 class ServiceNode:
-    """The replication and inspection of one service; `run` for as long as it lives."""
+    """The replication and inspection of one service; `run` for as long as it lives.
+
+    Until its store is alive the service refuses its calls with `refusal`, but for those that recovering
+    needs.
+    """
 
     def __init__(
         self,
@@ -67,21 +82,47 @@ class ServiceNode:
         bus: Bus,
         handler: Handler,
         inspection: Inspection,
+        reconcile: Reconcile = nothing_to_reconcile,
     ) -> None:
         self.role = role
-        self._replicator = Replicator(
-            role, topics, database, site.mesh, bus, site.stamps, handler, site.random
+        snapshots = Snapshots(role, topics, database, site.mesh, reconcile)
+        self._recovery = Recovery(
+            role,
+            topics,
+            database,
+            site.mesh,
+            site.stamps,
+            snapshots,
+            reconcile,
+            lone_start=site.lone_start,
         )
-        self.run = self._replicator.run
+        self.refusal = self._recovery.refusal
+        self.wait_alive = self._recovery.wait_alive
+        self._replicator = Replicator(role, topics, database, site, bus, handler, snapshots)
+        self._anti_entropy = AntiEntropy(role, topics, database, site.mesh)
         self.current_ms = self._replicator.current_ms
         self._inspection = inspection
         self._store = database
         self._clock = site.clock
         self._clocks = site.mesh.clocks
         self.servicers = (
-            FeedServicer(database, frozenset(site.mesh.peers), site.clock),
+            FeedServicer(
+                database, frozenset(site.mesh.peers), site.clock, self._recovery.mark_lost
+            ),
+            SnapshotServicer(topics, database, site.mesh),
             self,
         )
+
+    async def run(self) -> None:
+        await self._recovery.run()
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self._replicator.run()),
+                tasks.create_task(self._anti_entropy.run()),
+            ]
+            await self._recovery.wait_lost()
+            for task in running:
+                task.cancel()
 
     async def Inspect(self, _request: InspectRequest, _incoming: Incoming) -> InspectResponse:
         return InspectResponse(
@@ -89,7 +130,22 @@ class ServiceNode:
             counts=await self._inspection.counts(),
             clock_drift_ms=self._clocks.drifts_ms(),
             clock_wrong=self._clocks.local_is_wrong(),
+            logs=await self._logs(),
+            recovering=self._recovery.doing,
         )
+
+    async def _logs(self) -> list[LogStatus]:
+        return [
+            LogStatus(
+                topic=one.topic,
+                destination=one.center,
+                head=one.head,
+                confirmed=one.confirmed,
+                kept=one.kept,
+                snapshot_needed=one.snapshot_needed,
+            )
+            for one in await self._store.read(log.destinations())
+        ]
 
     async def CollectFacts(
         self, _request: CollectFactsRequest, _incoming: Incoming

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from random import Random
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -28,7 +27,6 @@ from runtime.clock import timestamp
 from runtime.endpoint import Call, ask
 from runtime.errors import RpcError
 from runtime.hlc import TooFarAhead
-from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
@@ -36,8 +34,10 @@ from sync_bus import inbox, lag, log, parked
 from sync_bus.bus import Bus, BusFault
 from sync_bus.inbox import Arrival, Cursor, Handler, Outcome
 from sync_bus.lag import Sight
-from sync_bus.log import Road, Stamps, Topic
+from sync_bus.log import Road, Topic
 from sync_bus.parked import Parked
+from sync_bus.site import Site
+from sync_bus.snapshot import Snapshots
 
 EXCHANGE_INTERVAL_S = 1.0
 EXCHANGE_TIMEOUT_S = 2.0
@@ -56,25 +56,26 @@ class Replicator:
         role: str,
         topics: Sequence[Topic],
         store: Store,
-        mesh: Mesh,
+        site: Site,
         bus: Bus,
-        stamps: Stamps,
         handler: Handler,
-        random: Random,
+        snapshots: Snapshots,
     ) -> None:
         self._role = role
         self._topics = {topic.name: topic for topic in topics}
         self._store = store
-        self._mesh = mesh
+        self._mesh = site.mesh
         self._bus = bus
-        self._stamps = stamps
+        self._stamps = site.stamps
         self._handler = handler
-        self._random = random
+        self._random = site.random
+        self._log_entries_max = site.log_entries_max
+        self._snapshots = snapshots
         self._heads: dict[tuple[str, str], int] = {}
         self._heard_ms: dict[str, int] = {}
         self._heard_monotonic_ms: dict[str, int] = {}
         self._sights: dict[tuple[str, str], Sight] = {}
-        self._lost: dict[str, set[str]] = {peer: set() for peer in mesh.peers}
+        self._lost: dict[str, set[str]] = {peer: set() for peer in self._mesh.peers}
         self._found_lost = Signal()
         self._current_ms: dict[tuple[str, str], int] = {}
         self._committed = Signal()
@@ -82,6 +83,7 @@ class Replicator:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._persist(self._bound))
             for topic in self._topics.values():
                 if topic.road is Road.JETSTREAM:
                     tasks.create_task(self._persist(partial(self._publish, topic)))
@@ -135,6 +137,9 @@ class Replicator:
             parked=cursor.parked,
             from_jetstream=cursor.from_jetstream,
             from_feed=cursor.from_feed,
+            installing=cursor.installing,
+            diverged=cursor.diverged,
+            repaired=cursor.repaired,
             lag_ms=behind.lag_ms,
             catch_up_ms=behind.catch_up_ms,
             heard_ago_ms=None if heard_ms is None else now_ms - heard_ms,
@@ -154,8 +159,27 @@ class Replicator:
             delay_s = 0.1 if lasted_ms > 5000 else min(delay_s * 2, RETRY_DELAY_S_MAX)
             await asyncio.sleep(delay_s * (0.5 + self._random.random() / 2))
 
+    async def _bound(self) -> None:
+        """Keeps the log short while a center is away for long."""
+        while True:
+            for topic in self._topics:
+                if not await self._store.read(log.is_too_long(topic, self._log_entries_max)):
+                    continue
+                unit = log.bound(topic, self._log_entries_max)
+                for destination in await self._store.write("bound", unit):
+                    _logger.error(
+                        "center away for too long: it will need a snapshot",
+                        center=destination,
+                        topic=topic,
+                        entries_max=self._log_entries_max,
+                    )
+            await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
     async def _publish(self, topic: Topic) -> None:
-        sent = await self._bus.last_published(topic.name)
+        last = await self._bus.last_published(topic.name)
+        life = await self._store.read(log.life())
+        # What the bus holds of an earlier life does not count.
+        sent = last.seq if last is not None and last.generation == life.generation else 0
         while True:
             committed = self._committed.next()
             entries = await self._store.read(log.read_after(topic.name, sent, PUBLISH_ENTRIES_MAX))
@@ -178,16 +202,22 @@ class Replicator:
         while True:
             await self._retry_ahead(peer)
             cursors = await self._store.read(inbox.cursors(peer))
+            generation = await self._store.read(inbox.generation_of(peer))
             asked_ms = self._stamps.clock.monotonic_ms()
             answer = await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Exchange"),
-                ExchangeRequest(center=self._mesh.here, cursors=cursors),
+                ExchangeRequest(center=self._mesh.here, cursors=cursors, generation=generation),
                 ExchangeResponse,
                 EXCHANGE_TIMEOUT_S,
             )
-            self._hear(peer, cursors, answer)
+            self._heard_ms[peer] = self._stamps.clock.wall_ms()
+            self._heard_monotonic_ms[peer] = self._stamps.clock.monotonic_ms()
             self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
+            if not await self._follows(peer, generation, answer):
+                await asyncio.sleep(EXCHANGE_INTERVAL_S)
+                continue
+            self._see(peer, cursors, answer)
             for topic, head in sorted(answer.heads.items()):
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
@@ -199,11 +229,9 @@ class Replicator:
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
 
-    def _hear(self, peer: str, cursors: Mapping[str, int], answer: ExchangeResponse) -> None:
-        """Notes what a source has answered, and when."""
+    def _see(self, peer: str, cursors: Mapping[str, int], answer: ExchangeResponse) -> None:
+        """Notes what a source has answered about its topics."""
         now_ms = self._stamps.clock.monotonic_ms()
-        self._heard_ms[peer] = self._stamps.clock.wall_ms()
-        self._heard_monotonic_ms[peer] = now_ms
         for topic, head in answer.heads.items():
             waiting_ms = None
             if topic in answer.missing_since_ms:
@@ -222,6 +250,18 @@ class Replicator:
                 self._lost[peer].discard(topic)
             await self._found_lost.wait(found)
 
+    async def _follows(self, peer: str, known: int, answer: ExchangeResponse) -> bool:
+        """Is the source alive, and in a life in which this center can follow it?"""
+        if answer.generation == known:
+            return known > 0
+        if answer.generation < known:
+            return False  # it has not begun the life for which it has sealed this center
+        unit = inbox.adopt(peer, answer.generation, answer.bases)
+        followed = await self._store.write("adopt", unit)
+        if not followed:
+            _logger.error("source lost entries that were applied here", source=peer)
+        return followed
+
     async def _retry_ahead(self, peer: str) -> None:
         """Applies entries that were stamped too far ahead, once the local clock has caught up."""
         waiting = await self._store.read(parked.ahead(peer))
@@ -236,8 +276,19 @@ class Replicator:
         await self._pull(peer, topic, follow=False)
 
     async def _pull(self, peer: str, topic: str, *, follow: bool) -> None:
-        cursors = await self._store.read(inbox.cursors(peer))
-        request = PullRequest(topic=topic, after_seq=cursors.get(topic, 0), follow=follow)
+        copy = await self._store.read(inbox.copy_of(peer, topic))
+        if copy.installing:
+            await self._snapshots.install(peer, topic)
+            return
+        try:
+            await self._pull_after(peer, topic, copy.position.seq, follow=follow)
+        except RpcError as error:
+            if error.reason != "SNAPSHOT_NEEDED":
+                raise
+            await self._snapshots.install(peer, topic)
+
+    async def _pull_after(self, peer: str, topic: str, seq: int, *, follow: bool) -> None:
+        request = PullRequest(topic=topic, after_seq=seq, follow=follow)
         call = Call(
             peer_method(self._role, "Pull"), request.SerializeToString(), EXCHANGE_TIMEOUT_S
         )

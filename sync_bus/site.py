@@ -22,6 +22,10 @@ class Site:
     stamps: Stamps
     ids: Ids
     random: Random
+    lone_start: bool = False
+    """May an empty store begin although not all other centers have said what they have of it?"""
+    log_entries_max: int = 1_000_000
+    """So many entries of a topic are kept for a center that stays away; then it needs a snapshot."""
 
     @property
     def here(self) -> str:

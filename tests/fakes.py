@@ -17,7 +17,7 @@ from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
 from runtime.store import SqliteStore, Unit, run_batch
-from sync_bus import node
+from sync_bus import inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
 
@@ -149,6 +149,10 @@ def stamp(at_ms: int, counter: int = 0) -> Stamp:
     return Stamp((time_ms << COUNTER_BITS) + counter, time_ms, "")
 
 
+GENERATION = 1
+"""The life in which all stores of tests are."""
+
+
 @asynccontextmanager
 async def temporary_store(
     schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = ()
@@ -160,9 +164,17 @@ async def temporary_store(
     async def hop(units: list[Unit[Any]]) -> list[Any]:
         return run_batch(connection, units)
 
-    store = SqliteStore(hop, connection)
+    def copied() -> sqlite3.Connection:
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        copy.deserialize(connection.serialize())
+        return copy
+
+    store = SqliteStore(hop, connection, copied)
     try:
         await store.write("prepare", node.prepare(topics, peers))
+        await store.write("begin life", log.begin_life(GENERATION, {}))
+        for peer in peers:
+            await store.write("seal", inbox.seal(peer, GENERATION))
         yield store
     finally:
         await store.close()

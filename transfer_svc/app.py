@@ -29,13 +29,22 @@ class TransferNode:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
+            await self.node.wait_alive()
             tasks.create_task(self.queue.run())
 
 
 def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
     """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
+    inbound = Inbound(site)
     node = ServiceNode(
-        ROLE, TOPICS, site, database, bus, Inbound(site).apply, Audit(site, database)
+        ROLE,
+        TOPICS,
+        site,
+        database,
+        bus,
+        inbound.apply,
+        Audit(site, database),
+        inbound.reconcile,
     )
     service = TransferService(
         site,
@@ -43,6 +52,8 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         Payees(site, database),
         lambda source: node.current_ms(source, ledger.LEDGER),
     )
-    dispatcher.add("duohuo.v1.TransferService", service)
-    dispatcher.add("duohuo.internal.v1.TransferPeerService", service, *node.servicers)
+    dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
+    dispatcher.add(
+        "duohuo.internal.v1.TransferPeerService", service, *node.servicers, refusal=node.refusal
+    )
     return TransferNode(node, dispatch.QueueWorker(site, database))

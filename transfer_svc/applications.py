@@ -3,28 +3,36 @@
 The origin alone moves an application through its states, by what home decided; each change of state
 goes to the other centers over the log. Cancelled and expired are decisions of home's too: the same
 transfer may be queued at two centers, and only home can promise that it never runs.
+
+The stored message is the same at all centers: attempts are the origin's own, in columns beside it.
 """
 
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import ApplicationChanged, LogRecord
-from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
+from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_QUEUED,
+    Application,
+    TransferState,
+)
 from runtime.clock import timestamp
 from runtime.store import Row, Unit, query
 from sync_bus import log
+from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
 from transfer_svc.states import APPLICATION_OPEN, Decision, follows, next_application_state
-
-APPLICATIONS = Topic("applications", Road.JETSTREAM)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS application (
   application_id TEXT NOT NULL PRIMARY KEY, payer_account_id TEXT NOT NULL,
   transfer_id TEXT NOT NULL, origin TEXT NOT NULL, body_hash BLOB NOT NULL, state INTEGER NOT NULL,
-  next_attempt_ms INTEGER NOT NULL, create_ms INTEGER NOT NULL,
-  change_number INTEGER NOT NULL UNIQUE, traceparent TEXT NOT NULL, message BLOB NOT NULL,
+  create_ms INTEGER NOT NULL, message BLOB NOT NULL, next_attempt_ms INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, last_attempt_error TEXT NOT NULL,
+  change_number INTEGER NOT NULL UNIQUE, traceparent TEXT NOT NULL,
   UNIQUE (payer_account_id, transfer_id, origin)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS application_due ON application (next_attempt_ms) WHERE state = 1;
+CREATE INDEX IF NOT EXISTS application_open ON application (payer_account_id, transfer_id)
+  WHERE state IN (1, 2);
 CREATE INDEX IF NOT EXISTS application_by_payer ON application (payer_account_id, change_number);
 """
 
@@ -38,7 +46,10 @@ class ApplicationRow(NamedTuple):
     traceparent: str
 
 
-_SELECT = "SELECT message, body_hash, change_number, traceparent FROM application"
+_SELECT = (
+    "SELECT message, body_hash, change_number, traceparent, attempts, last_attempt_error"
+    " FROM application"
+)
 
 
 def find(application_id: str) -> Unit[ApplicationRow | None]:
@@ -67,7 +78,7 @@ def accept(application: Application, body_hash: bytes, stamp: Stamp) -> Unit[App
     if present is not None:
         return present
     yield from _insert(application, body_hash, stamp.time_ms, stamp.traceparent)
-    yield from _tell(application, stamp)
+    yield from _tell(application, body_hash, stamp)
     found = yield from find(application.application_id)
     assert found is not None  # noqa: S101 - inserted above, in this transaction
     return found
@@ -142,7 +153,7 @@ def decide(
     if state not in APPLICATION_OPEN:
         message.decide_time.CopyFrom(timestamp(stamp.time_ms))
     yield from _store(message)
-    yield from _tell(message, stamp)
+    yield from _tell(message, found.body_hash, stamp)
     return message
 
 
@@ -161,11 +172,25 @@ def waiting_for(
     return [row[0] for row in rows]
 
 
-def copy(application: Application, time_ms: int) -> Unit[None]:
+def decided_elsewhere(
+    origin: str, limit: int
+) -> Unit[list[tuple[str, TransferState.ValueType, str]]]:
+    """This origin's open applications whose transfer has ended: (id, transfer state, reason)."""
+    rows = yield from query(
+        "SELECT application.application_id, transfer.state, transfer.reason FROM application"
+        " JOIN transfer USING (payer_account_id, transfer_id, body_hash)"
+        " WHERE application.state IN (1, 2) AND origin = ? AND transfer.state <> 2 LIMIT ?",
+        origin,
+        limit,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def copy(application: Application, body_hash: bytes) -> Unit[None]:
     """Stores another center's application, unless its later state is here already."""
     present = yield from find(application.application_id)
     if present is None:
-        yield from _insert(application, b"", time_ms, "")
+        yield from _insert(application, body_hash, 0, "")
     elif follows(application.state, present.message.state):
         yield from _store(application)
 
@@ -208,38 +233,78 @@ def open_count() -> Unit[int]:
 
 
 def _row(row: Row) -> ApplicationRow:
-    return ApplicationRow(Application.FromString(row[0]), *row[1:])
+    message = Application.FromString(row[0])
+    message.attempts, message.last_attempt_error = row[4:]
+    return ApplicationRow(message, *row[1:4])
+
+
+def _shared(application: Application) -> bytes:
+    """What is the same of it at all centers."""
+    shared = Application()
+    shared.CopyFrom(application)
+    shared.ClearField("attempts")
+    shared.ClearField("last_attempt_error")
+    return shared.SerializeToString(deterministic=True)
 
 
 def _insert(
-    application: Application, body_hash: bytes, time_ms: int, traceparent: str
+    application: Application, body_hash: bytes, next_attempt_ms: int, traceparent: str
 ) -> Unit[None]:
     yield from query(
-        "INSERT INTO application VALUES (?, ?, ?, ?, ?, ?, ?, ?,"
-        " (SELECT coalesce(max(change_number), 0) + 1 FROM application), ?, ?)",
+        "INSERT INTO application VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+        " (SELECT coalesce(max(change_number), 0) + 1 FROM application), ?)",
         application.application_id,
         application.payer_account_id,
         application.transfer_id,
         application.origin_center,
         body_hash,
         application.state,
-        time_ms,
         application.create_time.ToMilliseconds(),
+        _shared(application),
+        next_attempt_ms,
+        application.attempts,
+        application.last_attempt_error,
         traceparent,
-        application.SerializeToString(),
     )
 
 
 def _store(application: Application) -> Unit[None]:
     yield from query(
-        "UPDATE application SET state = ?, message = ?, change_number ="
-        " (SELECT max(change_number) + 1 FROM application) WHERE application_id = ?",
+        "UPDATE application SET state = ?, message = ?, attempts = ?, last_attempt_error = ?,"
+        " change_number = (SELECT max(change_number) + 1 FROM application)"
+        " WHERE application_id = ?",
         application.state,
-        application.SerializeToString(),
+        _shared(application),
+        application.attempts,
+        application.last_attempt_error,
         application.application_id,
     )
 
 
-def _tell(application: Application, stamp: Stamp) -> Unit[None]:
-    changed = ApplicationChanged(application=application)
+def _tell(application: Application, body_hash: bytes, stamp: Stamp) -> Unit[None]:
+    changed = ApplicationChanged(application=application, body_hash=body_hash)
     yield from log.append(APPLICATIONS, stamp, LogRecord(application_changed=changed))
+
+
+def _put(row: Row) -> Unit[None]:
+    """A row of a snapshot. What only the origin needs begins anew."""
+    yield from copy(Application.FromString(row[7]), row[4])
+
+
+APPLICATIONS = Topic(
+    "applications",
+    Road.JETSTREAM,
+    (
+        CopiedTable(
+            "application",
+            columns(
+                "application_id payer_account_id transfer_id origin body_hash state create_ms"
+                " message"
+            ),
+            keys=1,
+            owner="origin",
+            version=lambda row: row[5],
+            put=_put,
+        ),
+    ),
+)

@@ -1,7 +1,6 @@
 """What `duohuo status` and `duohuo verify` ask of the ledger."""
 
 from dataclasses import dataclass
-from hashlib import sha256
 
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from duohuo.v1.money_pb2 import Money
@@ -32,6 +31,8 @@ class Audit:
     def _counts(self) -> Unit[dict[str, int]]:
         rows = yield from query(
             "SELECT count(*), coalesce(sum(minor_units), 0) FROM transfer WHERE state = 2"
+            " AND center = ?",
+            self.site.here,
         )
         queued = yield from applications.open_count()
         return {
@@ -44,10 +45,9 @@ class Audit:
         facts = CollectFactsResponse()
         facts.ledger_sums.extend((yield from _sums(self.site.here)))
         facts.violations.extend((yield from _violations()))
-        facts.digests.extend(
-            (yield from digests(self.site, per_source={ledger.LEDGER: _digest_ledger}, over_all={}))
-        )
-        for row in (yield from transfers.in_transit(TRANSITS_MAX)):
+        topics = (ledger.LEDGER, applications.APPLICATIONS)
+        facts.digests.extend((yield from digests(self.site, topics)))
+        for row in (yield from transfers.in_transit(self.site.here, TRANSITS_MAX)):
             facts.transits.append(
                 TransitFact(
                     transfer_id=row.transfer_id,
@@ -106,15 +106,3 @@ def _violations() -> Unit[list[str]]:
         for row in rows
     ]
     return found
-
-
-def _digest_ledger(source: str) -> Unit[str]:
-    rows = yield from query(
-        "SELECT account_id, currency, balance, last_number FROM ledger_account WHERE center = ?"
-        " ORDER BY account_id",
-        source,
-    )
-    digest = sha256()
-    for row in rows:
-        digest.update(repr(row).encode())
-    return digest.hexdigest()[:32]

@@ -8,6 +8,8 @@ from sync_bus.site import Site
 from transfer_svc import applications, ledger, transfers
 from transfer_svc.states import TransferEvent, decision_of
 
+RECONCILED_AT_ONCE_MAX = 200
+
 
 class Inbound:
     """Applies records as the home center of some accounts."""
@@ -20,6 +22,7 @@ class Inbound:
             case "posting":
                 posting = record.posting
                 yield from ledger.copy(source, posting, record.time_ms)
+                yield from transfers.copy_posting(source, posting, record.time_ms)
                 if posting.kind == POSTING_KIND_DEBIT and self._is_home(posting.payee_account_id):
                     yield from transfers.credit(self._site.here, source, posting, stamp)
                 if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
@@ -32,6 +35,7 @@ class Inbound:
                     )
             case "credit_refused":
                 refused = record.credit_refused
+                yield from transfers.copy_refused(source, refused)
                 if self._is_home(refused.payer_account_id):
                     yield from self._settle(
                         refused.payer_account_id,
@@ -42,6 +46,7 @@ class Inbound:
                     )
             case "transfer_settled":
                 settled = record.transfer_settled
+                yield from transfers.copy_settled(source, settled)
                 yield from self._follow(
                     settled.payer_account_id,
                     settled.transfer_id,
@@ -51,9 +56,28 @@ class Inbound:
                     stamp,
                 )
             case "application_changed":
-                yield from applications.copy(record.application_changed.application, record.time_ms)
+                changed = record.application_changed
+                yield from applications.copy(changed.application, changed.body_hash)
             case other:
                 raise ValueError(f"not a record of this service: {other}")
+
+    def reconcile(self, source: str, topic: str) -> Unit[int]:
+        """What a source's entries would have caused here, from its rows (`sync_bus.snapshot`)."""
+        if topic != ledger.LEDGER.name:
+            return 0
+        here, stamp = self._site.here, self._site.stamps.now()
+        debits = yield from transfers.uncredited(source, here, RECONCILED_AT_ONCE_MAX)
+        for debit in debits:
+            yield from transfers.credit(here, source, debit, stamp)
+        answered = yield from transfers.unsettled(source, here, RECONCILED_AT_ONCE_MAX)
+        for payer, transfer_id, reason in answered:
+            event = TransferEvent.REFUSED if reason else TransferEvent.CREDITED
+            yield from self._settle(payer, transfer_id, event, reason, stamp)
+        decided = yield from applications.decided_elsewhere(here, RECONCILED_AT_ONCE_MAX)
+        for application_id, state, reason in decided:
+            decision = decision_of(state, reason)
+            yield from applications.decide(application_id, decision, reason, "", stamp)
+        return len(debits) + len(answered) + len(decided)
 
     def _is_home(self, account_id: str) -> bool:
         return self._site.home_of(account_id) == self._site.here

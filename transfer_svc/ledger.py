@@ -11,10 +11,9 @@ from typing import NamedTuple
 from duohuo.internal.v1.log_pb2 import Leg, LogRecord, Posting
 from runtime.store import Unit, query
 from sync_bus import log
+from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
-
-LEDGER = Topic("ledger", Road.JETSTREAM)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger_account (
@@ -27,6 +26,47 @@ CREATE TABLE IF NOT EXISTS entry (
   counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL,
   PRIMARY KEY (account_id, number)) STRICT, WITHOUT ROWID;
 """
+
+
+LEDGER = Topic(
+    "ledger",
+    Road.JETSTREAM,
+    (
+        CopiedTable(
+            "ledger_account",
+            ("account_id", "currency", "balance", "last_number", "center"),
+            keys=1,
+            owner="center",
+            version=lambda row: row[3],
+        ),
+        CopiedTable(
+            "entry",
+            columns(
+                "account_id number center kind transfer_id minor_units balance_after"
+                " counterparty memo time_ms"
+            ),
+            keys=2,
+            owner="center",
+        ),
+        # The tables of `transfers`: they change with the same entries.
+        CopiedTable(
+            "transfer",
+            columns(
+                "payer_account_id transfer_id body_hash payee_account_id payee_home currency"
+                " minor_units memo state reason application_id create_ms center"
+            ),
+            keys=2,
+            owner="center",
+            version=lambda row: row[8],
+        ),
+        CopiedTable(
+            "received",
+            ("payer_account_id", "transfer_id", "source", "reason", "center"),
+            keys=2,
+            owner="center",
+        ),
+    ),
+)
 
 
 class LedgerAccount(NamedTuple):

@@ -2,6 +2,9 @@
 
 Each step is one unit: money, idempotency record, state and log entry together. A transfer is named by
 (payer, transfer_id): the id is its client's, so it counts only among that payer's transfers.
+
+Other centers hold copies of both tables: should the home lose its disk, decisions and credits come back
+with the money. `center` is who decided or received.
 """
 
 from typing import NamedTuple
@@ -40,10 +43,12 @@ CREATE TABLE IF NOT EXISTS transfer (
   payee_account_id TEXT NOT NULL, payee_home TEXT NOT NULL, currency TEXT NOT NULL,
   minor_units INTEGER NOT NULL CHECK (minor_units > 0), memo TEXT NOT NULL, state INTEGER NOT NULL,
   reason TEXT NOT NULL, application_id TEXT NOT NULL, create_ms INTEGER NOT NULL,
+  center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS transfer_in_transit ON transfer (create_ms) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS received (
   payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, source TEXT NOT NULL,
+  reason TEXT NOT NULL, center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 """
 
@@ -61,6 +66,7 @@ class TransferRow(NamedTuple):
     reason: str
     application_id: str
     create_ms: int
+    center: str
 
     def result(self) -> TransferResult:
         return TransferResult(
@@ -116,6 +122,7 @@ def decide(
     else:
         state = TRANSFER_STATE_DEBITED
         posting = _posting(POSTING_KIND_DEBIT, order)
+        posting.other_home = payee_home
         transit = ledger.transit(center, payee_home, order.currency)
         yield from ledger.post(center, posting, order.payer_account_id, transit, stamp)
     row = TransferRow(
@@ -131,34 +138,37 @@ def decide(
         reason,
         order.application_id,
         stamp.time_ms,
+        center,
     )
-    yield from query("INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
-    if order.application_id and state != TRANSFER_STATE_DEBITED:
+    yield from _insert(row)
+    # What moved money has told so by its posting; an application may wait for more than that.
+    if state == TRANSFER_STATE_FAILED or (
+        order.application_id and state == TRANSFER_STATE_CREDITED
+    ):
         yield from _tell(row, stamp)
     return row
 
 
 def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]:
     """At the payee's home: credits what the payer's home `source` has debited, or refuses."""
-    fresh = yield from query(
-        "INSERT INTO received VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
-        debit.payer_account_id,
-        debit.transfer_id,
-        source,
-    )
-    if not fresh:
-        return
     payee = yield from ledger.find(debit.payee_account_id)
     reason = ledger.cannot_receive(payee, debit.currency_code, debit.minor_units)
+    fresh = yield from _receive(debit.payer_account_id, debit.transfer_id, source, reason, center)
+    if not fresh:
+        return
     if reason:
         refused = CreditRefused(
-            transfer_id=debit.transfer_id, payer_account_id=debit.payer_account_id, reason=reason
+            transfer_id=debit.transfer_id,
+            payer_account_id=debit.payer_account_id,
+            reason=reason,
+            payer_home=source,
         )
         yield from log.append(ledger.LEDGER, stamp, LogRecord(credit_refused=refused))
         return
     posting = Posting()
     posting.CopyFrom(debit)
     posting.kind = POSTING_KIND_CREDIT
+    posting.other_home = source
     del posting.legs[:]
     transit = ledger.transit(center, source, debit.currency_code)
     yield from ledger.post(center, posting, transit, debit.payee_account_id, stamp)
@@ -192,24 +202,144 @@ def settle(
         )
         transit = ledger.transit(center, row.payee_home, row.currency)
         yield from ledger.post(center, posting, transit, row.payer_account_id, stamp)
-    yield from query(
-        "UPDATE transfer SET state = ?, reason = ? WHERE payer_account_id = ? AND transfer_id = ?",
-        state,
-        reason,
-        payer_account_id,
-        transfer_id,
-    )
+    yield from _update(row)
     yield from _tell(row, stamp)
     return row
 
 
-def in_transit(limit: int) -> Unit[list[TransferRow]]:
-    """Transfers that left their payer here and are not confirmed yet, oldest first."""
+def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
+    """Copies what another center's posting says of a transfer: decided, or received."""
+    if posting.kind == POSTING_KIND_CREDIT:
+        payer, transfer_id = posting.payer_account_id, posting.transfer_id
+        yield from _receive(payer, transfer_id, posting.other_home, "", center)
+    elif posting.kind != POSTING_KIND_REFUND:
+        debited = posting.kind == POSTING_KIND_DEBIT
+        row = TransferRow(
+            posting.payer_account_id,
+            posting.transfer_id,
+            posting.body_hash,
+            posting.payee_account_id,
+            posting.other_home or center,
+            posting.currency_code,
+            posting.minor_units,
+            posting.memo,
+            TRANSFER_STATE_DEBITED if debited else TRANSFER_STATE_CREDITED,
+            "",
+            posting.application_id,
+            time_ms,
+            center,
+        )
+        yield from _insert(row)
+
+
+def copy_refused(center: str, refused: CreditRefused) -> Unit[None]:
+    """Copies that another center would not credit."""
+    payer, transfer_id = refused.payer_account_id, refused.transfer_id
+    yield from _receive(payer, transfer_id, refused.payer_home, refused.reason, center)
+
+
+def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
+    """Copies how a transfer ended at its payer's home."""
+    row = TransferRow(
+        settled.payer_account_id,
+        settled.transfer_id,
+        settled.body_hash,
+        settled.payee_account_id,
+        settled.payee_home,
+        settled.currency_code,
+        settled.minor_units,
+        settled.memo,
+        settled.state,
+        settled.reason,
+        settled.application_id,
+        settled.create_time_ms,
+        center,
+    )
+    yield from _insert(row)
+    yield from _update(row)
+
+
+def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
+    """Transfers that left their payer at a center and are not confirmed yet, oldest first."""
     rows = yield from query(
-        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 ORDER BY create_ms LIMIT ?",  # noqa: S608 - constant names
+        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 AND center = ?"  # noqa: S608 - constant names
+        " ORDER BY create_ms LIMIT ?",
+        center,
         limit,
     )
     return [TransferRow(*row) for row in rows]
+
+
+def uncredited(source: str, center: str, limit: int) -> Unit[list[Posting]]:
+    """Debits of a source's that a center should credit, and has not yet."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 AND center = ? AND payee_home = ?"  # noqa: S608 - constant names
+        " AND NOT EXISTS (SELECT 1 FROM received WHERE received.transfer_id = transfer.transfer_id"
+        " AND received.payer_account_id = transfer.payer_account_id) LIMIT ?",
+        source,
+        center,
+        limit,
+    )
+    return [
+        Posting(
+            kind=POSTING_KIND_DEBIT,
+            transfer_id=row.transfer_id,
+            payer_account_id=row.payer_account_id,
+            payee_account_id=row.payee_account_id,
+            currency_code=row.currency,
+            minor_units=row.minor_units,
+            memo=row.memo,
+            body_hash=row.body_hash,
+            application_id=row.application_id,
+        )
+        for row in (TransferRow(*row) for row in rows)
+    ]
+
+
+def unsettled(source: str, center: str, limit: int) -> Unit[list[tuple[str, str, str]]]:
+    """(payer, transfer id, reason) of a center's debits that a source has credited or refused."""
+    rows = yield from query(
+        "SELECT payer_account_id, transfer_id, received.reason FROM transfer"
+        " JOIN received USING (payer_account_id, transfer_id)"
+        " WHERE transfer.state = 2 AND transfer.center = ? AND received.center = ? LIMIT ?",
+        center,
+        source,
+        limit,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def _insert(row: TransferRow) -> Unit[None]:
+    """Stores a transfer; a copy that is here already, perhaps in a later state, stays."""
+    yield from query(
+        "INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        *row,
+    )
+
+
+def _update(row: TransferRow) -> Unit[None]:
+    """A debited transfer has ended."""
+    yield from query(
+        "UPDATE transfer SET state = ?, reason = ? WHERE payer_account_id = ? AND transfer_id = ?"
+        " AND state = 2",
+        row.state,
+        row.reason,
+        row.payer_account_id,
+        row.transfer_id,
+    )
+
+
+def _receive(payer: str, transfer_id: str, source: str, reason: str, center: str) -> Unit[bool]:
+    """Notes that a debit has arrived; False if it had before."""
+    rows = yield from query(
+        "INSERT INTO received VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+        payer,
+        transfer_id,
+        source,
+        reason,
+        center,
+    )
+    return bool(rows)
 
 
 def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
@@ -221,6 +351,8 @@ def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
         currency_code=order.currency,
         minor_units=order.minor_units,
         memo=order.memo,
+        body_hash=order.body_hash,
+        application_id=order.application_id,
     )
 
 
@@ -232,5 +364,12 @@ def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
         state=row.state,
         reason=row.reason,
         body_hash=row.body_hash,
+        payee_account_id=row.payee_account_id,
+        payee_home=row.payee_home,
+        currency_code=row.currency,
+        minor_units=row.minor_units,
+        memo=row.memo,
+        application_id=row.application_id,
+        create_time_ms=row.create_ms,
     )
     yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))

@@ -1,8 +1,9 @@
 """Users, and log entries that another center has to catch up with, made straight in a center's stores.
 
 The units are those that serve requests, on the same store engine (SQLite, synchronous=FULL, group
-commit); only the RPCs in front of them are left out. The center must not be running. Each entry gets a
-trace of its own, as a real request has one: recording it is part of what applying costs.
+commit); only the RPCs in front of them are left out. The center must have run once, and must not be
+running. Each entry gets a trace of its own, as a real request has one: recording it is part of what
+applying costs.
 """
 
 import asyncio
@@ -132,13 +133,10 @@ class Writer:
 
     @asynccontextmanager
     async def _open(self, role: str) -> AsyncIterator[tuple[SqliteStore, Stamps]]:
-        """A role's store, new if need be, and stamps above everything in it."""
+        """A role's store, and stamps above everything in it."""
         app = {"account": account_svc.app, "transfer": transfer_svc.app}[role]
         store = await SqliteStore.open(self.stores / f"{role}.db", node.SCHEMA + app.SCHEMA)
         try:
-            peers = [center for center in self.centers if center != self.center]
-            if not await store.read(node.is_prepared(app.TOPICS, peers)):
-                await store.write("prepare", node.prepare(app.TOPICS, peers))
             clock = SystemClock()
             hybrid = HybridClock(clock, await store.read(log.latest_hlc()))
             yield store, Stamps(clock, hybrid)

@@ -51,9 +51,11 @@ async def run(case: str, setup: Setup) -> Figures:
     passwords = Argon2Passwords()
     password_hash = await passwords.hash(PASSWORD)
     passwords.close()
-    setup.tell(f"making {USERS} users at {SOURCE}")
-    users = await writer.make_users(USERS, password_hash)
     async with running_mesh(setup.directory, writer.centers, setup.port_base):
+        setup.tell(f"making {USERS} users at {SOURCE}")
+        await command_center(setup.directory, "stop", SOURCE)
+        users = await writer.make_users(USERS, password_hash)
+        await command_center(setup.directory, "start", SOURCE)
         await _verify(setup, COPIED_WITHIN_S)
         copied = await writer.heads()
         await command_center(setup.directory, "stop", BACK)
@@ -246,9 +248,10 @@ async def _wait_published(head: int, setup: Setup) -> None:
 
 async def _last_published(bus: JetStreamBus) -> int:
     try:
-        return await bus.last_published(LEDGER)
+        last = await bus.last_published(LEDGER)
     except BusFault:  # it has only just been started
         return 0
+    return last.seq if last else 0
 
 
 async def _logged_in(

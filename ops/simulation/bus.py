@@ -24,7 +24,7 @@ class Broker:
     up: bool = True
     forgetful: float = 0.0
     repeating: float = 0.0
-    published: dict[tuple[str, str], int] = field(default_factory=dict)
+    published: dict[tuple[str, str], LogEntry] = field(default_factory=dict)
     backlog: dict[str, list[tuple[str, LogEntry]]] = field(default_factory=dict)
     received: dict[tuple[str, str], list[LogEntry]] = field(default_factory=dict)
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -57,15 +57,15 @@ class SimulatedBus:
         self._center = center
         self._role = role
 
-    async def last_published(self, topic: str) -> int:
+    async def last_published(self, topic: str) -> LogEntry | None:
         await self._reach()
-        return self._broker.published.get((self._role, topic), 0)
+        return self._broker.published.get((self._role, topic))
 
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
         broker = self._broker
         await self._reach()
         for entry in entries:
-            broker.published[self._role, topic] = entry.seq
+            broker.published[self._role, topic] = entry
             if broker.random.random() < broker.forgetful:
                 broker.network.count("bus forgot")
                 continue

@@ -42,7 +42,12 @@ class SimulatedDisk:
             await self._delay()
             return outcomes
 
-        return SqliteStore(hop, connection)
+        def copied() -> sqlite3.Connection:
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            copy.deserialize(connection.serialize())
+            return copy
+
+        return SqliteStore(hop, connection, copied)
 
     def crash(self) -> None:
         """Closes the files without a word, as a killed process does."""

@@ -208,13 +208,13 @@ class World:
             SimulatedPasswords(),
             NoSpans(),
         )
-        router, duties = await wiring.build(ROLES, site, outside, dispatcher)
-        assert router is not None  # noqa: S101 - the gateway is one of the roles
+        built = await wiring.build(ROLES, site, outside, dispatcher)
+        assert built.router is not None  # noqa: S101 - the gateway is one of the roles
         center.dispatcher = dispatcher
         self.network.listen(name, process, local)
-        self.network.listen(f"gateway {name}", process, router)
+        self.network.listen(f"gateway {name}", process, built.router)
         async with asyncio.TaskGroup() as tasks:
-            for duty in duties:
+            for duty in built.duties:
                 tasks.create_task(duty())
 
 

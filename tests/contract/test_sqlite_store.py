@@ -123,7 +123,10 @@ async def test_a_fault_of_our_own_reaches_those_who_wait(tmp_path: Path) -> None
     async def broken(_units: list[Unit[Any]]) -> list[Any]:
         raise KeyError("hop")
 
-    store = SqliteStore(broken, sqlite3.connect(tmp_path / "store.db"))
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(tmp_path / "store.db")
+
+    store = SqliteStore(broken, connect(), connect)
     outcomes = await asyncio.gather(
         *(store.write("put", put(f"{n}")) for n in range(2)), return_exceptions=True
     )

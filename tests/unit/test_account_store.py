@@ -13,7 +13,7 @@ from account_svc import store as units
 from account_svc.store import TOPICS, AccountRow
 from duohuo.internal.v1.log_pb2 import AccountCreated, CredentialChanged, LogRecord, ProfileChanged
 from runtime.store import SqliteStore, query
-from sync_bus import log
+from sync_bus import facts, log
 from sync_bus.merge import Version
 from tests.fakes import account, stamp, temporary_store
 
@@ -225,7 +225,7 @@ async def applied(store: SqliteStore, written: list[Write]) -> tuple[str, list[t
     for write in written:
         await store.write("apply", units.apply(write.center, write.record(), stamp(0)))
     kept = await store.read(query("SELECT name, hlc, center FROM history ORDER BY 1, 2, 3"))
-    return await store.read(units.digest_changes()), kept
+    return await store.read(facts.digest_of(units.CHANGES, "")), kept
 
 
 @settings(max_examples=80)

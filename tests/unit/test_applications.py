@@ -205,10 +205,10 @@ async def test_a_copy_is_what_its_origin_last_said_and_is_told_to_nobody(
     store: SqliteStore,
 ) -> None:
     other = made(origin="b")
-    await store.write("copy", applications.copy(other, NOON_MS))
+    await store.write("copy", applications.copy(other, BODY))
     other.state = APPLICATION_STATE_DELIVERED
     other.attempts = 3
-    await store.write("copy", applications.copy(other, NOON_MS))
+    await store.write("copy", applications.copy(other, BODY))
     assert (await found(store, other)).message == other
     assert await told(store) == []
     assert await due(store, 10**9) == []

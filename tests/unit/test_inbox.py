@@ -12,9 +12,9 @@ from runtime.store import SqliteStore, Unit, query
 from sync_bus import inbox
 from sync_bus.inbox import Arrival, Cursor, Outcome
 from sync_bus.log import Road, Stamp, Topic
-from tests.fakes import NOON_MS, stamp, temporary_store
+from tests.fakes import GENERATION, NOON_MS, stamp, temporary_store
 
-APPLIED, DUPLICATE, GAP, PARKED = Outcome
+APPLIED, DUPLICATE, GAP, PARKED, HELD = Outcome
 ACCOUNTS, OTHER = Topic("accounts", Road.JETSTREAM), Topic("other", Road.FEED)
 SCHEMA = "CREATE TABLE effect (number INTEGER PRIMARY KEY, source TEXT, name TEXT) STRICT;"
 BAD = "bad"
@@ -32,7 +32,7 @@ def arrival(seq: int, name: str = "", topic: str = "accounts", unusable: str = "
     made = stamp(seq)
     created = AccountCreated(account_id=name or f"{seq}")
     record = LogRecord(hlc=made.hlc, account_created=created)
-    entry = LogEntry(topic=topic, seq=seq, record=record.SerializeToString())
+    entry = LogEntry(topic=topic, seq=seq, generation=GENERATION, record=record.SerializeToString())
     return Arrival(entry, record, made, unusable)
 
 
@@ -94,7 +94,7 @@ async def test_a_bad_entry_has_no_effect_and_does_not_hold_back_those_behind_it(
 
 
 async def test_an_unusable_entry_is_parked_as_it_came_and_never_tried(store: SqliteStore) -> None:
-    garbage = LogEntry(topic="accounts", seq=1, record=b"\xff garbage")
+    garbage = LogEntry(topic="accounts", seq=1, generation=GENERATION, record=b"\xff garbage")
     unusable = Arrival(garbage, LogRecord(hlc=2**60), stamp(1), "UNDECODABLE")
     assert await deliver(store, [unusable, arrival(2)]) == [PARKED, APPLIED]
     assert await effects(store) == ["2"]
@@ -140,10 +140,10 @@ async def test_sources_and_topics_have_cursors_of_their_own(store: SqliteStore) 
 
 
 @pytest.mark.parametrize(("source", "topic"), [("z", "accounts"), ("b", "unheard of")])
-async def test_what_nobody_prepared_for_is_a_gap(
+async def test_what_nobody_prepared_for_is_held(
     store: SqliteStore, source: str, topic: str
 ) -> None:
-    assert await deliver(store, [arrival(1, topic=topic)], source=source) == [GAP]
+    assert await deliver(store, [arrival(1, topic=topic)], source=source) == [HELD]
     assert await effects(store) == []
 
 
@@ -151,7 +151,9 @@ async def test_people_see_how_far_each_road_has_brought_it(store: SqliteStore) -
     await deliver(store, [arrival(1), arrival(2, BAD)], road=Road.JETSTREAM)
     await deliver(store, [arrival(2), arrival(3)], road=Road.FEED)
     seen = [cursor for cursor in await store.read(inbox.inspect()) if cursor.seq]
-    assert seen == [Cursor("b", "accounts", 3, from_jetstream=2, from_feed=1, parked=1)]
+    assert seen == [
+        Cursor("b", "accounts", 3, 2, 1, installing=False, diverged=False, repaired=0, parked=1)
+    ]
 
 
 names = st.lists(st.sampled_from(["good", BAD]), max_size=8)

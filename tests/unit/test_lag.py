@@ -14,7 +14,7 @@ from sync_bus import log
 from sync_bus.feed import FeedServicer
 from sync_bus.lag import SILENT_AFTER_MS, Lag, Pace, Sight, measure, see
 from sync_bus.node import ServiceNode
-from tests.fakes import NOON_MS, FakeClock, site, stamp, temporary_store
+from tests.fakes import GENERATION, NOON_MS, FakeClock, site, stamp, temporary_store
 from tests.unit.test_parked import NoBus, NoInspection, created, receive
 
 ALICE = "account"
@@ -104,16 +104,17 @@ async def test_a_source_tells_since_when_the_first_missing_entry_waits_by_its_ow
 ) -> None:
     for at_ms in (10, 20, 30):
         await store.write("append", log.append(accounts.ACCOUNTS, stamp(at_ms), LogRecord()))
-    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100))
+    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100), lambda: None)
 
     async def exchange(**cursors: int) -> ExchangeResponse:
-        request = ExchangeRequest(center="b", cursors=cursors)
+        request = ExchangeRequest(center="b", cursors=cursors, generation=GENERATION)
         return await feed.Exchange(request, Incoming("", 5.0))
 
     answer = await exchange(accounts=0, changes=0)
     assert answer == ExchangeResponse(
         heads={"accounts": 3, "changes": 0},
         time_ms=NOON_MS + 100,
+        generation=GENERATION,
         missing_since_ms={"accounts": NOON_MS + 10},
     )
     assert (await exchange(accounts=2)).missing_since_ms == {"accounts": NOON_MS + 30}
@@ -138,7 +139,8 @@ async def test_a_destination_shows_the_lag_of_each_topic_whatever_the_sources_cl
         time_ms=hours_ahead_ms,
         missing_since_ms={"accounts": hours_ahead_ms - 4000},
     )
-    node._replicator._hear("b", {"accounts": 0, "changes": 0}, answer)
+    node._replicator._heard_monotonic_ms["b"] = clock.monotonic_ms()
+    node._replicator._see("b", {"accounts": 0, "changes": 0}, answer)
     clock.advance(500)
     roads = {road.topic: road for road in await node._replicator.roads()}
     assert (roads["accounts"].lag_ms, roads["accounts"].heard_ago_ms) == (4500, 500)

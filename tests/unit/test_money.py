@@ -101,9 +101,13 @@ async def check_always(two: Bank) -> None:
 async def check_settled(two: Bank) -> None:
     """Balances are exactly what the ended transfers say, and both centers say the same."""
     expected = dict.fromkeys(USERS, 0)
-    for center in two.centers.values():
+    for name, center in two.centers.items():
         rows = await center.store.read(
-            query("SELECT payer_account_id, payee_account_id, minor_units, state FROM transfer")
+            query(
+                "SELECT payer_account_id, payee_account_id, minor_units, state FROM transfer"
+                " WHERE center = ?",
+                name,
+            )
         )
         for payer, payee, minor_units, state in rows:
             assert state in (

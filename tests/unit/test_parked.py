@@ -33,10 +33,11 @@ from duohuo.v1.transfer_service_pb2 import (
 )
 from runtime.dispatcher import Incoming
 from runtime.store import SqliteStore, query
+from sync_bus import facts
 from sync_bus.bus import Delivery
 from sync_bus.log import Road, latest_hlc, read_after
 from sync_bus.node import ServiceNode
-from tests.fakes import FakeClock, account, site, stamp, temporary_store
+from tests.fakes import GENERATION, FakeClock, account, site, stamp, temporary_store
 from tests.unit.bank import Bank, Center, bank
 from transfer_svc import applications
 from transfer_svc.inbound import Inbound
@@ -58,7 +59,7 @@ class NoInspection:
 class NoBus:
     """Nothing is published and nothing arrives."""
 
-    async def last_published(self, topic: str) -> int:
+    async def last_published(self, topic: str) -> LogEntry | None:
         raise AssertionError(topic)
 
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
@@ -97,7 +98,9 @@ def node(store: SqliteStore, clock: FakeClock) -> ServiceNode:
 def created(seq: int, account_id: str, identifier: str) -> LogEntry:
     body = AccountCreated(account_id=account_id, identifier=identifier, request_id=f"request-{seq}")
     record = LogRecord(hlc=stamp(seq).hlc, time_ms=stamp(seq).time_ms, account_created=body)
-    return LogEntry(topic="accounts", seq=seq, record=record.SerializeToString())
+    return LogEntry(
+        topic="accounts", seq=seq, generation=GENERATION, record=record.SerializeToString()
+    )
 
 
 def renamed(seq: int, name: str, at_ms: int, account_id: str = ALICE) -> LogEntry:
@@ -105,7 +108,9 @@ def renamed(seq: int, name: str, at_ms: int, account_id: str = ALICE) -> LogEntr
         account_id=account_id, fields={"display_name": name}, request_id=f"request-{name}"
     )
     record = LogRecord(hlc=stamp(at_ms).hlc, profile_changed=body)
-    return LogEntry(topic="changes", seq=seq, record=record.SerializeToString())
+    return LogEntry(
+        topic="changes", seq=seq, generation=GENERATION, record=record.SerializeToString()
+    )
 
 
 async def receive(node: ServiceNode, *entries: LogEntry) -> None:
@@ -128,15 +133,15 @@ async def audit(node: ServiceNode) -> list[ParkedAction]:
 
 async def digests(store: SqliteStore) -> tuple[str, str]:
     return (
-        await store.read(accounts.digest_accounts("b")),
-        await store.read(accounts.digest_changes()),
+        await store.read(facts.digest_of(accounts.ACCOUNTS, "b")),
+        await store.read(facts.digest_of(accounts.CHANGES, "")),
     )
 
 
 async def test_entries_that_break_a_constraint_or_cannot_be_decoded_wait_and_others_go_on(
     node: ServiceNode, store: SqliteStore
 ) -> None:
-    garbage = LogEntry(topic="accounts", seq=3, record=b"\xff garbage")
+    garbage = LogEntry(topic="accounts", seq=3, generation=GENERATION, record=b"\xff garbage")
     taken = created(2, BOB, "alice@example.com")
     await receive(node, created(1, ALICE, "alice@example.com"), taken, garbage)
     await receive(node, created(4, CAROL, "carol@example.com"))
@@ -210,7 +215,13 @@ async def test_a_retry_is_out_of_order_and_the_newer_value_stays(
 
 
 async def test_only_the_named_entry_is_retried(node: ServiceNode) -> None:
-    await receive(node, *(LogEntry(topic="accounts", seq=seq, record=b"\xff") for seq in (1, 2)))
+    await receive(
+        node,
+        *(
+            LogEntry(topic="accounts", seq=seq, generation=GENERATION, record=b"\xff")
+            for seq in (1, 2)
+        ),
+    )
     name = EntryName(source_center="b", topic="accounts", seq=2)
     assert await retry(node, name) == [(2, "parked: UNDECODABLE", "parked: UNDECODABLE")]
     name.seq = 3
@@ -220,7 +231,7 @@ async def test_only_the_named_entry_is_retried(node: ServiceNode) -> None:
 async def test_a_dropped_entry_is_gone_and_its_audit_row_stays(
     node: ServiceNode, store: SqliteStore, clock: FakeClock
 ) -> None:
-    await receive(node, LogEntry(topic="accounts", seq=1, record=b"\xff"))
+    await receive(node, LogEntry(topic="accounts", seq=1, generation=GENERATION, record=b"\xff"))
     clock.advance(7)
     name = EntryName(source_center="b", topic="accounts", seq=1)
     with capture_logs() as logged:
@@ -250,7 +261,7 @@ async def test_a_dropped_entry_is_gone_and_its_audit_row_stays(
 async def test_the_effect_and_its_audit_row_commit_together_or_not_at_all(
     node: ServiceNode, store: SqliteStore
 ) -> None:
-    await receive(node, LogEntry(topic="accounts", seq=1, record=b"\xff"))
+    await receive(node, LogEntry(topic="accounts", seq=1, generation=GENERATION, record=b"\xff"))
     await store.write(
         "forbid",
         query(
@@ -296,7 +307,7 @@ async def test_an_entry_from_too_far_ahead_is_applied_once_the_clock_has_caught_
     node: ServiceNode, store: SqliteStore, clock: FakeClock
 ) -> None:
     ahead = renamed(1, "Alicia", 2 * HOUR_MS)
-    garbage = LogEntry(topic="changes", seq=2, record=b"\xff")
+    garbage = LogEntry(topic="changes", seq=2, generation=GENERATION, record=b"\xff")
     await receive(node, ahead, garbage)
     assert [one[2] for one in await parked(node)] == ["TIMESTAMP_TOO_FAR_AHEAD", "UNDECODABLE"]
     clock.advance(HOUR_MS - 1)

@@ -1,0 +1,154 @@
+"""Anti-entropy: finds what differs between a copy and its owner although it should not, and repairs it.
+
+After Demers et al., "Epidemic Algorithms for Replicated Database Maintenance" (1987), with one rule more:
+a row's owner is right. Keys begin with their slot: tables are walked in the order of their keys, and
+compared by the digests of some rows at a time, for ever. What differs because entries are on their way is
+told from what should not: the owner's rows are those of a known position of its log, and are looked at
+only after everything up to there has been applied here.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from duohuo.internal.v1.peer_services_pb2 import CompareRequest, CompareResponse
+from runtime.endpoint import ask
+from runtime.errors import RpcError
+from runtime.mesh import Mesh
+from runtime.methods import peer_method
+from runtime.signal import Signal
+from runtime.store import Row, Store, Unit
+from sync_bus import copies, inbox
+from sync_bus.copies import CopiedTable, Difference, Range
+from sync_bus.log import Topic
+from sync_bus.snapshot import COMPARED_ROWS_MAX
+
+PAUSE_S = 2.0
+COMPARE_TIMEOUT_S = 5.0
+CATCH_UP_S_MAX = 5.0
+
+_logger = structlog.get_logger()
+
+
+class AntiEntropy:
+    """Compares this center's copies with their owners; run `run` for as long as the service lives."""
+
+    def __init__(self, role: str, topics: Sequence[Topic], store: Store, mesh: Mesh) -> None:
+        self._role = role
+        self._topics = topics
+        self._store = store
+        self._mesh = mesh
+        self._compare = peer_method(role, "Compare")
+        self._committed = Signal()
+        store.on_commit(self._committed.notify)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSE_S)
+            for peer in self._mesh.peers:
+                for topic in self._topics:
+                    for table in topic.tables:
+                        if table.compared:
+                            await self._walk(peer, topic, table)
+
+    async def _walk(self, peer: str, topic: Topic, table: CopiedTable) -> None:
+        after: Row | None = None
+        while True:
+            try:
+                after = await self.compare(peer, topic, table, after)
+            except RpcError:
+                return  # it does not answer, or the disk is full: another time
+            finally:
+                await asyncio.sleep(PAUSE_S)
+            if after is None:
+                return
+
+    async def compare(
+        self, peer: str, topic: Topic, table: CopiedTable, after: Row | None = None
+    ) -> Row | None:
+        """Compares some rows behind a key with their owner's, and repairs what should not differ.
+
+        Returns the key up to which it has compared; None at the end of the table. Raises RpcError.
+        """
+        before = await self._store.read(inbox.copy_of(peer, topic.name))
+        rows = await self._store.read(copies.rows_in(table, peer, Range(after), COMPARED_ROWS_MAX))
+        last = table.key(rows[-1]) if len(rows) == COMPARED_ROWS_MAX else None
+        answer = await ask(
+            self._mesh.at(peer),
+            self._compare,
+            CompareRequest(
+                topic=topic.name,
+                table=table.name,
+                after=copies.encoded_key(after),
+                last=copies.encoded_key(last),
+                digest=copies.digest(rows),
+            ),
+            CompareResponse,
+            COMPARE_TIMEOUT_S,
+        )
+        # An owner that is behind its own copies has lost something: that is not for us to spread.
+        if answer.same or answer.seq < before.position.seq:
+            return last
+        if not await self._caught_up(peer, topic.name, answer):
+            return last
+        if answer.HasField("last"):
+            last = copies.decoded_key(table, answer.last)
+        owners = copies.decoded(table, answer.rows)
+        repaired = await self._store.write(
+            "repair", self._repair(peer, topic, table, Range(after, last), rows, owners, answer)
+        )
+        for row, difference in repaired:
+            _logger.error(
+                "copy repaired",
+                role=self._role,
+                source=peer,
+                table=table.name,
+                key=[str(value) for value in table.key(row)],
+                difference=difference.value,
+            )
+        return last
+
+    async def _caught_up(self, peer: str, topic: str, answer: CompareResponse) -> bool:
+        """Waits until everything up to the owner's position has been applied here."""
+        try:
+            async with asyncio.timeout(CATCH_UP_S_MAX):
+                while True:
+                    committed = self._committed.next()
+                    copy = await self._store.read(inbox.copy_of(peer, topic))
+                    if not _comparable(copy, answer):
+                        return False
+                    if copy.position.seq >= answer.seq:
+                        return True
+                    await self._committed.wait(committed)
+        except TimeoutError:
+            return False
+
+    def _repair(
+        self,
+        peer: str,
+        topic: Topic,
+        table: CopiedTable,
+        keys: Range,
+        before: Sequence[Row],
+        owners: Sequence[Row],
+        answer: CompareResponse,
+    ) -> Unit[list[tuple[Row, Difference]]]:
+        copy = yield from inbox.copy_of(peer, topic.name)
+        if not _comparable(copy, answer):
+            return []
+        within = [row for row in before if keys.last is None or table.key(row) <= keys.last]
+        repaired = yield from copies.repair(table, peer, keys, within, owners)
+        if repaired:
+            yield from inbox.count_repaired(peer, topic.name, len(repaired))
+        return repaired
+
+
+def _comparable(copy: inbox.Copy, answer: CompareResponse) -> bool:
+    """Does the copy follow the life that the owner has answered from, with nothing known to lack?"""
+    return (
+        copy.generation == answer.generation
+        and not copy.installing
+        and not copy.diverged
+        and not copy.parked
+    )

@@ -1,0 +1,212 @@
+"""Tables that every center has a copy of, row by row: for snapshots, comparisons and digests.
+
+A row belongs to one center, its owner, and other centers repeat what the owner wrote. Rows of a merged
+table are written by many centers, and the greatest version of a key wins; its owner is who wrote it.
+Rows are never deleted, and change only towards a greater version. So a copy can be brought up to date
+from any other, in any order, and a row of the same version with another content is a fault.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from duohuo.internal.v1.peer_services_pb2 import Cell, CopyRow
+from runtime.store import Row, Unit, query
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedTable:
+    """A table's copied columns, the first `keys` of them its primary key; the first is text.
+
+    `owner` is the column that names a row's owner. `version` of a row grows with each change. `put`
+    stores a row where a plain upsert would not do. Not `compared` is what depends on more than its
+    owner's log.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    keys: int
+    owner: str
+    merged: bool = False
+    compared: bool = True
+    version: Callable[[Row], Any] = lambda _row: 0
+    put: Callable[[Row], Unit[None]] | None = None
+
+    def key(self, row: Row) -> Row:
+        return row[: self.keys]
+
+    def owner_of(self, row: Row) -> str:
+        return str(row[self.columns.index(self.owner)])
+
+
+def columns(names: str) -> tuple[str, ...]:
+    """Column names from one string."""
+    return tuple(names.split())
+
+
+class Difference(Enum):
+    """How a copy's row differed from its owner's, all of whose changes it should have had."""
+
+    MISSING = "missing"
+    OLDER = "older"
+    ALTERED = "altered"
+    EXTRA = "extra"
+
+
+class Range(NamedTuple):
+    """Keys behind `after` up to `last`, which is in it; open ends if None."""
+
+    after: Row | None = None
+    last: Row | None = None
+
+
+def rows_in(
+    table: CopiedTable, source: str, keys: Range, limit: int | None = None
+) -> Unit[list[Row]]:
+    """Rows in the order of their keys: those that a source owns, or all if merged."""
+    where, values = ([], []) if table.merged else ([f"{table.owner} = ?"], [source])
+    key = ", ".join(table.columns[: table.keys])
+    for bound, comparison in ((keys.after, ">"), (keys.last, "<=")):
+        if bound is not None:
+            where.append(f"({key}) {comparison} ({', '.join('?' * table.keys)})")
+            values += bound
+    return (
+        yield from query(
+            f"SELECT {', '.join(table.columns)} FROM {table.name}"  # noqa: S608 - constant names
+            f"{' WHERE ' if where else ''}{' AND '.join(where)} ORDER BY {key}"
+            f"{'' if limit is None else f' LIMIT {limit}'}",
+            *values,
+        )
+    )
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """One value for rows; the same whatever their order."""
+    total = 0
+    for row in rows:
+        hashed = blake2b(repr(tuple(row)).encode(), digest_size=16).digest()
+        total = (total + int.from_bytes(hashed)) % (1 << 128)
+    return f"{total:032x}"
+
+
+def digest_all(table: CopiedTable, source: str) -> Unit[str]:
+    """One value for everything of a source, or of all if merged."""
+    return digest((yield from rows_in(table, source, Range())))
+
+
+def install(table: CopiedTable, rows: Sequence[Row]) -> Unit[None]:
+    """Stores what another center's copy has, unless this one's is newer."""
+    for row in rows:
+        present = yield from _find(table, table.key(row))
+        if present is None or table.version(row) > table.version(present):
+            yield from _put(table, row)
+        elif present != row and table.version(row) == table.version(present):
+            yield from _overwrite(table, row)
+
+
+def repair(
+    table: CopiedTable, source: str, keys: Range, before: Sequence[Row], owners: Sequence[Row]
+) -> Unit[list[tuple[Row, Difference]]]:
+    """Makes a range of this copy what its owner has; returns what differed.
+
+    `before` are the local rows as they were before the owner was asked, `owners` the owner's rows of a
+    moment up to which everything has been applied here since.
+    """
+    found = []
+    local = {table.key(row): row for row in (yield from rows_in(table, source, keys))}
+    for row in owners:
+        if table.owner_of(row) != source:
+            continue  # of a merged table: its own owner will be asked
+        present = local.get(table.key(row))
+        if present is None:
+            found.append((row, Difference.MISSING))
+            yield from _put(table, row)
+        elif table.version(row) > table.version(present):
+            found.append((row, Difference.OLDER))
+            yield from _put(table, row)
+        elif present != row and table.version(row) == table.version(present):
+            found.append((row, Difference.ALTERED))
+            yield from _overwrite(table, row)
+    known = {table.key(row) for row in owners}
+    for row in before:
+        key = table.key(row)
+        if key not in known and local.get(key) == row and table.owner_of(row) == source:
+            found.append((row, Difference.EXTRA))
+            yield from query(f"DELETE FROM {table.name} WHERE {_matching(table)}", *key)  # noqa: S608 - constant names
+    return found
+
+
+def encoded(rows: Sequence[Row]) -> list[CopyRow]:
+    """Rows as they travel."""
+    return [CopyRow(cells=[_cell(value) for value in row]) for row in rows]
+
+
+def decoded(table: CopiedTable, rows: Sequence[CopyRow]) -> list[Row]:
+    """Rows as they have travelled. Raises ValueError if they do not fit the table."""
+    if any(len(row.cells) != len(table.columns) for row in rows):
+        raise ValueError(f"rows of {table.name} have other columns here")
+    return [tuple(_value(cell) for cell in row.cells) for row in rows]
+
+
+def _matching(table: CopiedTable) -> str:
+    return " AND ".join(f"{column} = ?" for column in table.columns[: table.keys])
+
+
+def _find(table: CopiedTable, key: Row) -> Unit[Row | None]:
+    rows = yield from query(
+        f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE {_matching(table)}",  # noqa: S608 - constant names
+        *key,
+    )
+    return rows[0] if rows else None
+
+
+def _put(table: CopiedTable, row: Row) -> Unit[None]:
+    if table.put is None:
+        yield from _overwrite(table, row)
+    else:
+        yield from table.put(row)
+
+
+def _overwrite(table: CopiedTable, row: Row) -> Unit[None]:
+    key, rest = table.columns[: table.keys], table.columns[table.keys :]
+    changes = ", ".join(f"{column} = excluded.{column}" for column in rest)
+    yield from query(
+        f"INSERT INTO {table.name} ({', '.join(table.columns)})"  # noqa: S608 - constant names
+        f" VALUES ({', '.join('?' * len(row))}) ON CONFLICT ({', '.join(key)})"
+        f" DO {f'UPDATE SET {changes}' if changes else 'NOTHING'}",
+        *row,
+    )
+
+
+def encoded_key(key: Row | None) -> CopyRow | None:
+    """A key as it travels."""
+    return None if key is None else encoded([key])[0]
+
+
+def decoded_key(table: CopiedTable, key: CopyRow) -> Row | None:
+    """A key as it has travelled; None for the open end. Raises ValueError if it does not fit."""
+    if not key.cells:
+        return None
+    if len(key.cells) != table.keys:
+        raise ValueError(f"{table.name} has other keys here")
+    return tuple(_value(cell) for cell in key.cells)
+
+
+def _cell(value: Any) -> Cell:
+    match value:
+        case str():
+            return Cell(text=value)
+        case int():
+            return Cell(integer=value)
+        case bytes():
+            return Cell(blob=value)
+        case None:
+            return Cell()
+    raise TypeError(type(value).__name__)
+
+
+def _value(cell: Cell) -> Any:
+    kind = cell.WhichOneof("value")
+    return getattr(cell, kind) if kind else None

@@ -1,0 +1,175 @@
+"""How a store begins its life: new, or after its disk was lost.
+
+An empty store cannot know whether it is new or was lost, so it asks. Every other center is told the number
+of the new life, its generation, and from then on takes nothing of an earlier one (it is sealed, as a
+ledger of Apache BookKeeper is fenced before it is recovered); it answers how far it has applied this
+center's topics. Whoever has most of a topic gives it back, and new entries are numbered behind it. Only
+then does this center act as home again. What no other center had is lost, and nothing else.
+
+A store that lacks entries that others have, as after the restore of a backup, stops (`lost`): begun
+again from an empty disk it gets everything back.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import structlog
+from grpc import StatusCode
+
+from duohuo.internal.v1.peer_services_pb2 import SealRequest, SealResponse
+from runtime.endpoint import ask
+from runtime.errors import RpcError
+from runtime.mesh import Mesh
+from runtime.methods import peer_method
+from runtime.store import Store, Unit
+from sync_bus import log
+from sync_bus.log import Position, Stamps, Topic
+from sync_bus.snapshot import Reconcile, Snapshots
+
+SEAL_TIMEOUT_S = 2.0
+RETRY_DELAY_S = 0.5
+REASON = "CENTER_RECOVERING"
+
+_logger = structlog.get_logger()
+
+
+class Recovery:
+    """Brings one service's store to life. `doing` says what it does or waits for, until it serves."""
+
+    def __init__(
+        self,
+        role: str,
+        topics: Sequence[Topic],
+        store: Store,
+        mesh: Mesh,
+        stamps: Stamps,
+        snapshots: Snapshots,
+        reconcile: Reconcile,
+        *,
+        lone_start: bool,
+    ) -> None:
+        self._role = role
+        self._topics = topics
+        self._store = store
+        self._mesh = mesh
+        self._stamps = stamps
+        self._snapshots = snapshots
+        self._reconcile = reconcile
+        self._lone_start = lone_start
+        self._alive = asyncio.Event()
+        self._lost = asyncio.Event()
+        self.doing = "starts"
+
+    def refusal(self) -> RpcError | None:
+        """What to say to a call that this service cannot answer yet; None if it can."""
+        if not self.doing:
+            return None
+        return RpcError(
+            StatusCode.UNAVAILABLE,
+            REASON,
+            f"the {self._role} service of center {self._mesh.here} {self.doing}",
+            retry_after_ms=1000,
+            advice="Try again in a moment; operators see `duohuo status`.",
+        )
+
+    def mark_lost(self) -> None:
+        """Stops serving: another center has applied more of this store's log than it has."""
+        self.doing = (
+            "has lost entries that other centers have: stop it, move its data away,"
+            " and start it with an empty disk"
+        )
+        self._lost.set()
+        _logger.error("store lost entries", role=self._role)
+
+    async def wait_lost(self) -> None:
+        """Returns when this service must stop all that it does."""
+        await self._lost.wait()
+
+    async def wait_alive(self) -> None:
+        """Returns once this service may serve."""
+        await self._alive.wait()
+
+    async def run(self) -> None:
+        """Returns once the store is alive."""
+        life = await self._store.read(log.life())
+        if life.lost:
+            self.mark_lost()
+            await asyncio.Event().wait()
+        if not life.generation:
+            await self._begin()
+        self.doing = ""
+        self._alive.set()
+
+    async def _begin(self) -> None:
+        while True:
+            try:
+                generation, answers = await self._seal()
+                positions = await self._restore(answers)
+                unit = self._begin_life(generation, positions)
+                await self._store.write("begin life", unit)
+            except RpcError as error:
+                self.doing = f"gets its data back, and meanwhile: {error.message}"
+                await asyncio.sleep(RETRY_DELAY_S)
+            else:
+                for position in positions.values():
+                    self._stamps.hybrid.latest = max(self._stamps.hybrid.latest, position.hlc)
+                _logger.info("store begins", role=self._role, generation=generation)
+                return
+
+    def _begin_life(self, generation: int, positions: Mapping[str, Position]) -> Unit[None]:
+        yield from log.begin_life(generation, positions)
+        for topic in positions:
+            # One topic may have come back as of an earlier moment than another.
+            while (yield from self._reconcile(self._mesh.here, topic)):
+                pass
+
+    async def _seal(self) -> tuple[int, Mapping[str, SealResponse]]:
+        """Tells all other centers; returns the new generation, and how far each of them is."""
+        generation = max(self._stamps.clock.wall_ms(), 1)
+        answers: dict[str, SealResponse] = {}
+        while len(answers) < len(self._mesh.peers):
+            asked = [peer for peer in self._mesh.peers if peer not in answers]
+            found = await asyncio.gather(*(self._ask(peer, generation) for peer in asked))
+            answers |= {peer: one for peer, one in zip(asked, found, strict=True) if one}
+            known = max((one.generation for one in answers.values()), default=generation)
+            if known > generation:
+                generation, answers = known + 1, {}
+                continue
+            silent = [peer for peer in self._mesh.peers if peer not in answers]
+            if silent and self._lone_start:
+                break
+            if silent:
+                self.doing = (
+                    f"has an empty store, and waits for {', '.join(silent)} to say what they have of it"
+                    " (DUOHUO_LONE_START=true starts without them)"
+                )
+                await asyncio.sleep(RETRY_DELAY_S)
+        return generation, answers
+
+    async def _ask(self, peer: str, generation: int) -> SealResponse | None:
+        try:
+            return await ask(
+                self._mesh.at(peer),
+                peer_method(self._role, "Seal"),
+                SealRequest(center=self._mesh.here, generation=generation),
+                SealResponse,
+                SEAL_TIMEOUT_S,
+            )
+        except RpcError:
+            return None
+
+    async def _restore(self, answers: Mapping[str, SealResponse]) -> Mapping[str, Position]:
+        positions = {}
+        for topic in self._topics:
+            applied = {peer: one.cursors.get(topic.name, 0) for peer, one in answers.items()}
+            if not any(applied.values()):
+                continue
+            most = max(applied.values())
+            # Of those that have most, any that has all of it; else it is asked until it has.
+            holder = min(
+                (peer for peer, seq in applied.items() if seq == most),
+                key=lambda peer: topic.name in answers[peer].incomplete,
+            )
+            self.doing = f"gets its {topic.name} back from center {holder}"
+            positions[topic.name] = await self._snapshots.restore(holder, topic.name)
+        return positions
