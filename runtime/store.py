@@ -31,6 +31,7 @@ Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
 
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
+CACHE_KIB = 32 * 1024
 
 
 def query(sql: str, *values: Value) -> Generator[Statement, list[Row], list[Row]]:
@@ -117,6 +118,8 @@ class SqliteStore:
             "synchronous=FULL",
             "foreign_keys=ON",
             "busy_timeout=5000",
+            # SQLite's own 2 MB are too few for the leaves that a long catch-up writes to again and again.
+            f"cache_size=-{CACHE_KIB}",
         ):
             await writer.execute(f"PRAGMA {pragma}")
         await writer.executescript(schema)

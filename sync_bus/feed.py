@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 from grpc import StatusCode
 
+from duohuo.internal.v1.log_pb2 import LogEntry
 from duohuo.internal.v1.peer_services_pb2 import (
     ExchangeRequest,
     ExchangeResponse,
@@ -17,7 +18,9 @@ from runtime.signal import Signal
 from runtime.store import Store
 from sync_bus import lag, log
 
-PULL_ENTRIES_MAX = 200
+PULL_ENTRIES_MAX = 500
+PULL_BYTES_MAX = 512 * 1024
+"""Of one answer; an entry that is larger goes alone."""
 
 
 class FeedServicer:
@@ -69,6 +72,7 @@ class FeedServicer:
                     "the log no longer holds what comes after this number",
                 )
             if entries:
+                entries = fitting(entries, PULL_BYTES_MAX)
                 after = entries[-1].seq
                 yield PullResponse(entries=entries, head=after)
             elif request.follow:
@@ -78,3 +82,13 @@ class FeedServicer:
 
     async def _head(self, topic: str) -> int:
         return (await self._store.read(log.heads())).get(topic, 0)
+
+
+def fitting(entries: list[LogEntry], bytes_max: int) -> list[LogEntry]:
+    """As many of the first entries as fit together, but at least one."""
+    left = bytes_max
+    for count, entry in enumerate(entries):
+        left -= entry.ByteSize()
+        if left < 0 and count:
+            return entries[:count]
+    return entries

@@ -43,6 +43,9 @@ EXCHANGE_INTERVAL_S = 1.0
 EXCHANGE_TIMEOUT_S = 2.0
 PUBLISH_ENTRIES_MAX = 200
 RETRY_DELAY_S_MAX = 2.0
+TRACED_ENTRIES_MAX = 100
+"""More entries than this arrive together only in a catch-up. They go on in their traces without a span
+for each: recording one costs more than applying the entry."""
 _SYSTEMS = {Road.JETSTREAM: "nats", Road.FEED: "duohuo_feed"}
 
 _logger = structlog.get_logger()
@@ -304,8 +307,9 @@ class Replicator:
         if not arrived:
             return set()
         spans: list[telemetry.Span] = []
+        kept = spans if len(arrived) <= TRACED_ENTRIES_MAX else None
         try:
-            arrivals = [self._arrive(peer, entry, _SYSTEMS[road], spans) for entry in arrived]
+            arrivals = [self._arrive(peer, entry, _SYSTEMS[road], kept) for entry in arrived]
             outcomes = await self._store.write(
                 "apply", inbox.apply(peer, arrivals, road, self._handler)
             )
@@ -322,9 +326,10 @@ class Replicator:
         }
 
     def _arrive(
-        self, peer: str, entry: LogEntry, system: str, spans: list[telemetry.Span]
+        self, peer: str, entry: LogEntry, system: str, spans: list[telemetry.Span] | None
     ) -> Arrival:
-        """Decodes an entry, and continues the trace of the request that made it."""
+        """Decodes an entry, and continues the trace of the request that made it: with a span of its
+        own if there is a list to keep that."""
         record, unusable = LogRecord(), ""
         try:
             record = LogRecord.FromString(entry.record)
@@ -333,6 +338,8 @@ class Replicator:
             unusable = inbox.UNDECODABLE
         except TooFarAhead:
             unusable = inbox.TOO_FAR_AHEAD
+        if spans is None:
+            return Arrival(entry, record, self._stamps.now(record.traceparent), unusable)
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(
             f"apply {kind}",

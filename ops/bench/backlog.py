@@ -49,18 +49,13 @@ class Writer:
         ids = RandomIds()
         users = []
         async with self._open(account_svc.app.ROLE) as (accounts, stamps):
+            units = []
             for identifier in islice(self._identifiers(), count):
-                account = account_id(slot_of(identifier), ids.unique())
-                now_ms = stamps.clock.wall_ms()
-                users.append(AccountRow(account, identifier, ids.unique(), self.center, now_ms))
-            await _write_all(
-                accounts,
-                [
-                    account_svc.store.register(user, password_hash, {}, self._stamp(stamps))
-                    for user in users
-                ],
-                lambda _done: None,
-            )
+                account, stamp = account_id(slot_of(identifier), ids.unique()), self._stamp(stamps)
+                user = AccountRow(account, identifier, ids.unique(), self.center, stamp.time_ms)
+                users.append(user)
+                units.append(account_svc.store.register(user, password_hash, {}, stamp))
+            await _write_all(accounts, units, lambda _done: None)
         async with self._open(transfer_svc.app.ROLE) as (books, stamps):
             payer = ledger.outside(self.center)
             await _write_all(
