@@ -331,7 +331,7 @@ CHANGES = Topic(
             keys=4,
             owner="center",
             merged=True,
-            compared=False,
+            complete=False,
         ),
         CopiedTable(
             "request",

@@ -29,6 +29,7 @@ async def collect(state: Path) -> tuple[str, dict[str, Any]]:
             _centers(mesh, known),
             _roads(known),
             _clocks(known),
+            _stores(known),
             "\n".join(f"! {announcement.text}" for announcement in announced.announcements),
         )
         if part
@@ -157,6 +158,35 @@ def _clocks(known: dict[str, CenterStatus]) -> str:
         for name, status in known.items()
         if status.clock_wrong
     ]
+    return "\n".join(lines)
+
+
+def _stores(known: dict[str, CenterStatus]) -> str:
+    """Alarms about data that is not where it should be."""
+    lines = [
+        f"! center {name} does not serve as {recovery.role}: it {recovery.doing}"
+        for name, status in known.items()
+        for recovery in status.recoveries
+    ]
+    lines += [
+        f"! center {log.destination} has been away for too long: it will get a snapshot of {log.topic}"
+        f" of center {name} ({log.head - log.confirmed} entries behind, {log.kept} are kept)"
+        for name, status in known.items()
+        for log in status.logs
+        if log.snapshot_needed
+    ]
+    for name, status in known.items():
+        for road in status.roads:
+            what = f"{road.topic} of center {road.source_center}"
+            if road.installing:
+                lines.append(f"! center {name} installs a snapshot: {what}")
+            if road.diverged:
+                lines.append(
+                    f"! center {name} has {what} that center {road.source_center} has lost: it takes"
+                    " nothing more from there; see docs/recovery.md"
+                )
+            if road.repaired:
+                lines.append(f"! center {name} has repaired {road.repaired} rows: {what}")
     return "\n".join(lines)
 
 

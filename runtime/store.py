@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import aiosqlite
 from grpc import StatusCode
@@ -28,6 +28,9 @@ Unit = Generator[Statement, list[Row], T]
 
 Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
 """Takes a batch of units to where the database may be waited for, and runs `run_batch` there."""
+
+Aside = Callable[..., Awaitable[Any]]
+"""Calls a function with its arguments where it may take its time."""
 
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
@@ -51,7 +54,7 @@ class Store(Protocol):
         ...
 
     def frozen(self) -> AbstractContextManager["Reader"]:
-        """The store as it is now, however long it is read, and whatever is written meanwhile."""
+        """The store as it is now, whatever is written meanwhile; for reads that take their time."""
         ...
 
     def on_commit(self, listener: Callable[[], None]) -> None:
@@ -78,8 +81,7 @@ class StoreFault(RpcError):
         )
 
 
-@dataclass(slots=True)
-class _Pending(Generic[T]):
+class _Pending(NamedTuple, Generic[T]):
     unit: Unit[T]
     done: "asyncio.Future[T]"
 
@@ -90,7 +92,7 @@ class SqliteStore:
     Each unit has its own savepoint; callers are answered only after the commit, with
     synchronous=FULL. `hop` takes a batch to the writer. Reads run in place on a second connection
     (WAL): a point read takes microseconds, far less than handing it to a thread. `another` opens one
-    more connection to what is committed now.
+    more connection to what is committed now, for long reads; `aside` runs them out of the way.
     """
 
     def __init__(
@@ -98,11 +100,13 @@ class SqliteStore:
         hop: Hop,
         reader: sqlite3.Connection,
         another: Callable[[], sqlite3.Connection],
+        aside: Aside,
         close_writer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._hop = hop
         self._reader = reader
         self._another = another
+        self._aside = aside
         self._close_writer = close_writer
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
@@ -135,6 +139,7 @@ class SqliteStore:
             lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
             read_only(),
             read_only,
+            asyncio.to_thread,
             writer.close,
         )
 
@@ -167,7 +172,7 @@ class SqliteStore:
     async def read(self, unit: Unit[T]) -> T:
         self._reader.execute("BEGIN")
         try:
-            return _drive(self._reader, unit)
+            return drive(self._reader, unit)
         finally:
             self._reader.execute("ROLLBACK")
 
@@ -178,7 +183,7 @@ class SqliteStore:
             connection.execute("BEGIN")
             # In WAL mode a transaction sees what was committed at its first read.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            yield _Frozen(connection)
+            yield _Frozen(connection, self._aside)
         finally:
             connection.close()
 
@@ -215,14 +220,28 @@ class SqliteStore:
 @dataclass(frozen=True, slots=True)
 class _Frozen:
     connection: sqlite3.Connection
+    aside: Aside
 
     async def read(self, unit: Unit[T]) -> T:
-        return _drive(self.connection, unit)
+        reading = asyncio.ensure_future(self.aside(drive, self.connection, unit))
+        try:
+            result: T = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The connection must not be closed under whoever reads from it.
+            self.connection.interrupt()
+            await asyncio.wait([reading])
+            raise
+        return result
 
 
 @dataclass(slots=True)
 class _Raised:
     error: Exception
+
+
+async def in_place(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The `Aside` of those who have one thread only."""
+    return function(*arguments)
 
 
 def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[Any]:
@@ -233,7 +252,7 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
         for unit in units:
             connection.execute("SAVEPOINT unit")
             try:
-                outcome: Any = _drive(connection, unit)
+                outcome: Any = drive(connection, unit)
             except sqlite3.OperationalError:
                 raise  # the disk, not the unit: nothing of this batch may be acknowledged
             except Exception as error:  # noqa: BLE001 - handed to the unit's caller
@@ -249,16 +268,18 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
     return outcomes
 
 
-def _drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+def drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+    """Runs a unit in the transaction that is open, and returns its result."""
+    cursor = connection.cursor()
     try:
-        statement = next(unit)
+        sql, values = next(unit)
         while True:
             try:
-                rows = connection.execute(*statement).fetchall()
+                rows = cursor.execute(sql, values).fetchall()
             except sqlite3.IntegrityError as error:
-                statement = unit.throw(error)
+                sql, values = unit.throw(error)
             else:
-                statement = unit.send(rows)
+                sql, values = unit.send(rows)
     except StopIteration as finished:
         result: T = finished.value
         return result

@@ -49,8 +49,7 @@ class AntiEntropy:
             for peer in self._mesh.peers:
                 for topic in self._topics:
                     for table in topic.tables:
-                        if table.compared:
-                            await self._walk(peer, topic, table)
+                        await self._walk(peer, topic, table)
 
     async def _walk(self, peer: str, topic: Topic, table: CopiedTable) -> None:
         after: Row | None = None

@@ -21,8 +21,8 @@ class CopiedTable:
     """A table's copied columns, the first `keys` of them its primary key; the first is text.
 
     `owner` is the column that names a row's owner. `version` of a row grows with each change. `put`
-    stores a row where a plain upsert would not do. Not `compared` is what depends on more than its
-    owner's log.
+    stores a row where a plain upsert would not do. Whether a row of a table that is not `complete` is
+    there depends on more than its owner's log.
     """
 
     name: str
@@ -30,7 +30,7 @@ class CopiedTable:
     keys: int
     owner: str
     merged: bool = False
-    compared: bool = True
+    complete: bool = True
     version: Callable[[Row], Any] = lambda _row: 0
     put: Callable[[Row], Unit[None]] | None = None
 
@@ -121,8 +121,9 @@ def repair(
             continue  # of a merged table: its own owner will be asked
         present = local.get(table.key(row))
         if present is None:
-            found.append((row, Difference.MISSING))
-            yield from _put(table, row)
+            if table.complete:
+                found.append((row, Difference.MISSING))
+                yield from _put(table, row)
         elif table.version(row) > table.version(present):
             found.append((row, Difference.OLDER))
             yield from _put(table, row)
@@ -130,7 +131,7 @@ def repair(
             found.append((row, Difference.ALTERED))
             yield from _overwrite(table, row)
     known = {table.key(row) for row in owners}
-    for row in before:
+    for row in before if table.complete else ():
         key = table.key(row)
         if key not in known and local.get(key) == row and table.owner_of(row) == source:
             found.append((row, Difference.EXTRA))

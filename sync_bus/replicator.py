@@ -221,7 +221,8 @@ class Replicator:
                 await asyncio.sleep(EXCHANGE_INTERVAL_S)
                 continue
             self._see(peer, cursors, answer)
-            for topic, head in sorted(answer.heads.items()):
+            for topic in sorted(answer.heads):
+                head = answer.heads[topic]
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
                     self._current_ms[peer, topic] = self._heard_ms[peer]
@@ -235,7 +236,8 @@ class Replicator:
     def _see(self, peer: str, cursors: Mapping[str, int], answer: ExchangeResponse) -> None:
         """Notes what a source has answered about its topics."""
         now_ms = self._stamps.clock.monotonic_ms()
-        for topic, head in answer.heads.items():
+        for topic in answer.heads:
+            head = answer.heads[topic]
             waiting_ms = None
             if topic in answer.missing_since_ms:
                 waiting_ms = max(answer.time_ms - answer.missing_since_ms[topic], 0)
@@ -338,7 +340,7 @@ class Replicator:
             unusable = inbox.UNDECODABLE
         except TooFarAhead:
             unusable = inbox.TOO_FAR_AHEAD
-        if spans is None:
+        if spans is None or not record.traceparent:
             return Arrival(entry, record, self._stamps.now(record.traceparent), unusable)
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(

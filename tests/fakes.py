@@ -16,7 +16,7 @@ from runtime.errors import RpcError, unreachable
 from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
-from runtime.store import SqliteStore, Unit, run_batch
+from runtime.store import SqliteStore, Unit, in_place, run_batch
 from sync_bus import inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
@@ -169,7 +169,7 @@ async def temporary_store(
         copy.deserialize(connection.serialize())
         return copy
 
-    store = SqliteStore(hop, connection, copied)
+    store = SqliteStore(hop, connection, copied, in_place)
     try:
         await store.write("prepare", node.prepare(topics, peers))
         await store.write("begin life", log.begin_life(GENERATION, {}))

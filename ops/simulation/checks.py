@@ -31,7 +31,8 @@ def during(stage: Stage) -> Iterator[str]:
     claims: dict[str, set[str]] = defaultdict(set)
     debited: dict[tuple[str, str], int] = {}
     credited: dict[tuple[str, str], int] = {}
-    for name in stage.names:
+    whole = [name for name in stage.names if stage.has_all(name)]
+    for name in whole:
         for identifier, account in stage.disk(name).rows(
             "account", "SELECT identifier, account_id FROM account"
         ):
@@ -65,6 +66,8 @@ def during(stage: Stage) -> Iterator[str]:
     for identifier, accounts in claims.items():
         if len(accounts) > 1:
             yield f"UNIQUE: {len(accounts)} accounts have the identifier of {identifier}"
+    if len(whole) < len(stage.names):
+        return  # a credit's debit may be on a disk that is being restored
     debits = {transfer: amount for (transfer, _), amount in debited.items()}
     for (transfer, account), amount in credited.items():
         if debits.get(transfer) != amount:

@@ -1,12 +1,12 @@
 """Real SQLite files under a simulated crash: they keep exactly what was committed."""
 
-import asyncio
 import sqlite3
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from runtime.store import SqliteStore, Unit, run_batch
+from ops.simulation.loop import SimulatedLoop
+from runtime.store import SqliteStore, T, Unit, drive, in_place, run_batch
 
 COMMIT_S_MAX = 0.004
 
@@ -20,10 +20,11 @@ class DiskFullError(sqlite3.OperationalError):
 class SimulatedDisk:
     """The disk of one center. It outlives the center's processes."""
 
-    def __init__(self, directory: Path, random: Random) -> None:
+    def __init__(self, directory: Path, loop: SimulatedLoop, random: Random) -> None:
         self.full = False
         self.slow_s = 0.0
         self._directory = directory
+        self._loop = loop
         self._random = random
         self._open: dict[str, sqlite3.Connection] = {}
         directory.mkdir(parents=True)
@@ -47,7 +48,7 @@ class SimulatedDisk:
             copy.deserialize(connection.serialize())
             return copy
 
-        return SqliteStore(hop, connection, copied)
+        return _InPlaceStore(hop, connection, copied, in_place)
 
     def crash(self) -> None:
         """Closes the files without a word, as a killed process does."""
@@ -55,9 +56,29 @@ class SimulatedDisk:
             connection.close()
         self._open.clear()
 
+    def lose(self) -> None:
+        """A new, empty disk takes its place. The center must have been killed."""
+        self.crash()
+        for file in self._directory.iterdir():
+            file.unlink()
+
+    def alter(self, name: str, sql: str, *values: Any) -> None:
+        """Somebody changes a database by hand."""
+        self._connect(name).execute(sql, values)
+
+    def has(self, name: str) -> bool:
+        """Has a service made its database yet?"""
+        found = self._connect(name).execute("SELECT 1 FROM sqlite_master WHERE name = 'log_head'")
+        return bool(found.fetchall())
+
     def rows(self, name: str, sql: str, *values: Any) -> list[Any]:
-        """What is on the disk now, for checks."""
-        return self._connect(name).execute(sql, values).fetchall()
+        """What is on the disk now, for checks; nothing while a lost disk's tables are not made again."""
+        try:
+            return self._connect(name).execute(sql, values).fetchall()
+        except sqlite3.OperationalError:
+            if self.has(name):
+                raise
+            return []
 
     def _connect(self, name: str) -> sqlite3.Connection:
         if name not in self._open:
@@ -70,4 +91,11 @@ class SimulatedDisk:
         return self._open[name]
 
     async def _delay(self) -> None:
-        await asyncio.sleep(self._random.random() * (COMMIT_S_MAX + self.slow_s))
+        await self._loop.pause(self._random.random() * (COMMIT_S_MAX + self.slow_s))
+
+
+class _InPlaceStore(SqliteStore):
+    """Its writes happen between other tasks' steps, never during a read: a read is its own snapshot."""
+
+    async def read(self, unit: Unit[T]) -> T:
+        return drive(self._reader, unit)

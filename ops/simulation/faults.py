@@ -9,6 +9,21 @@ from ops.simulation.history import History
 from ops.simulation.world import World
 
 HOURS_BEHIND_MS = -7_200_000
+WATCH_INTERVAL_S = 0.05
+BY_HAND = (
+    ("account", "UPDATE profile_field SET value = 'by hand' WHERE center = ?"),
+    ("transfer", "UPDATE ledger_account SET balance = balance + 1 WHERE center = ?"),
+    ("transfer", "UPDATE entry SET memo = 'by hand' WHERE center = ?"),
+    ("transfer", "DELETE FROM entry WHERE center = ? AND number % 2 = 0"),
+    ("transfer", "DELETE FROM received WHERE center = ?"),
+    ("transfer", "UPDATE transfer SET memo = 'by hand' WHERE center = ?"),
+    ("transfer", "DELETE FROM application WHERE origin = ?"),
+    (
+        "transfer",
+        "INSERT OR IGNORE INTO received VALUES ('u000-by-hand', 'by hand', 'a', '', ?)",
+    ),
+)
+"""What somebody does to copies of another center's rows."""
 
 
 class Nemesis:
@@ -29,6 +44,9 @@ class Nemesis:
             center.clock.offset_ms = self._random.choice((0, 0, 0, 300, -300, 600_000, -600_000))
             center.broker.forgetful = self._random.choice((0.0, 0.0, 0.05))
             center.broker.repeating = self._random.choice((0.0, 0.05))
+        world.log_entries_max = self._random.choice((20, 1_000_000, 1_000_000))
+        # A copy that was changed by hand must not be the one that a lost disk is restored from.
+        rarest = self._random.choice((self._lose_disk, self._change_by_hand))
         self._faults: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
             self._crash,
             self._crash,
@@ -41,6 +59,7 @@ class Nemesis:
             self._fill_disk,
             self._slow_disk,
             self._away_for_long,
+            rarest,
         )
 
     async def run(self, until_s: float) -> None:
@@ -99,6 +118,30 @@ class Nemesis:
         await self._lasts(30)
         center.broker.up = True
         self._start_again(name)
+
+    async def _lose_disk(self) -> None:
+        """A center comes back with an empty disk, once the others have all that it ever made."""
+        name = self._center()
+        for _ in range(200):
+            center = self._world.centers[name]
+            if center.alive and self._world.all_is_copied(name):
+                self._tell(f"center {name} is killed, and its disk is lost")
+                self._world.network.count("disk lost")
+                self._world.kill(name)
+                center.disk.lose()
+                await self._lasts(3)
+                self._start_again(name)
+                return
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _change_by_hand(self) -> None:
+        """Copies are changed behind the back of the service that keeps them."""
+        name, source = self._random.sample(self._names, 2)
+        role, statement = self._random.choice(BY_HAND)
+        if self._world.disk(name).has(role):
+            self._tell(f"at {name}, by hand: {statement} ({source})")
+            self._world.network.count("changed by hand")
+            self._world.disk(name).alter(role, statement, source)
 
     async def _cut(self) -> None:
         first, second = self._random.sample(self._names, 2)

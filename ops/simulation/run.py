@@ -128,9 +128,7 @@ async def _settle(world: World, history: History) -> None:
     while True:
         report = verify.judge(await world.facts(), names)
         still_open = sum(
-            center.disk.rows("transfer", "SELECT count(*) FROM application WHERE state IN (1, 2)")[
-                0
-            ][0]
+            len(center.disk.rows("transfer", "SELECT 1 FROM application WHERE state IN (1, 2)"))
             for center in world.centers.values()
         )
         if report.passed and not still_open:

@@ -38,6 +38,10 @@ class Stage(Protocol):
 
     def disk(self, center: str) -> Disk: ...
 
+    def has_all(self, center: str) -> bool:
+        """Are its own rows on its disk? Not while it gets them back from the others."""
+        ...
+
     def gateway(self, center: str) -> Endpoint:
         """Where users of a center call."""
         ...

@@ -31,6 +31,7 @@ from sync_bus.site import Site
 _FACTS = method("/duohuo.v1.OperatorService/GetFacts")
 _BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
 DEPOSIT_TIMEOUT_S = 5.0
+SERVICES = ("account", "session", "transfer")
 
 
 class SeededIds:
@@ -99,13 +100,14 @@ class World:
         self.crashes: list[str] = []
         self._brokers: dict[str, Broker] = {}
         self.centers: dict[str, Center] = {}
-        self._lives = 0
+        self._started = 0
+        self.log_entries_max = 1_000_000
         for name in names:
             random = Random(f"{name} {seed}")
             self._brokers[name] = Broker(name, self.network, random)
             self.centers[name] = Center(
                 name,
-                SimulatedDisk(directory / name, random),
+                SimulatedDisk(directory / name, loop, random),
                 self._brokers[name],
                 SimulatedClock(loop),
             )
@@ -113,7 +115,7 @@ class World:
     def start(self, name: str) -> None:
         """Starts a center's process on its disk."""
         center = self.centers[name]
-        self._lives += 1
+        self._started += 1
         process = Incarnation(self.loop, name)
         center.process = process
         self.loop.note(f"start {name}")
@@ -160,10 +162,31 @@ class World:
         return stored == stored_form(password)
 
     def undisturbed(self, center: str) -> object | None:
-        """The process, while it serves users and its disk has room."""
+        """The process, while it serves users, its disk has room, and its stores have all they had."""
         found = self.centers[center]
         serving = found.alive and self.network.serves(f"gateway {center}")
-        return found.process if serving and not found.disk.full else None
+        undisturbed = serving and not found.disk.full and self.has_all(center)
+        return found.process if undisturbed else None
+
+    def has_all(self, center: str) -> bool:
+        disk = self.disk(center)
+        alive = "SELECT 1 FROM life WHERE generation > 0"
+        return all(disk.rows(role, alive) for role in SERVICES)
+
+    def all_is_copied(self, center: str) -> bool:
+        """Does every other center have everything that this one has made?"""
+        peers = [name for name in self.names if name != center]
+        for role in SERVICES:
+            if not self.centers[center].disk.has(role) or not self.has_all(center):
+                return False
+            for topic, head in self.disk(center).rows(role, "SELECT topic, seq FROM log_head"):
+                copied = "SELECT 1 FROM cursor WHERE source = ? AND topic = ? AND seq = ?"
+                complete = f"{copied} AND NOT installing"
+                for peer in peers:
+                    disk = self.disk(peer)
+                    if not disk.has(role) or not disk.rows(role, complete, center, topic, head):
+                        return False
+        return True
 
     async def facts(self) -> Mapping[str, CenterFacts]:
         """What each living center says of itself, asked without a network."""
@@ -183,7 +206,7 @@ class World:
 
     async def _run(self, center: Center, process: Incarnation) -> None:
         name, clock = center.name, center.clock
-        random = Random(f"{name} life {self._lives} {self.seed}")
+        random = Random(f"{name} life {self._started} {self.seed}")
         hybrid = HybridClock(clock)
         dispatcher = Dispatcher(name, hybrid)
         local = LocalCenter(dispatcher, {})
@@ -197,6 +220,7 @@ class World:
             Stamps(clock, hybrid),
             SeededIds(self.loop, random),
             random,
+            log_entries_max=self.log_entries_max,
         )
 
         async def open_store(role: str, schema: str) -> SqliteStore:

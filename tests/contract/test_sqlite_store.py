@@ -12,7 +12,7 @@ from grpc import StatusCode
 
 import runtime.store
 from runtime.errors import RpcError
-from runtime.store import SqliteStore, StoreFault, Unit, query
+from runtime.store import SqliteStore, StoreFault, Unit, in_place, query
 from tests.contract.backends import SqliteBackend
 
 
@@ -126,7 +126,7 @@ async def test_a_fault_of_our_own_reaches_those_who_wait(tmp_path: Path) -> None
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(tmp_path / "store.db")
 
-    store = SqliteStore(broken, connect(), connect)
+    store = SqliteStore(broken, connect(), connect, in_place)
     outcomes = await asyncio.gather(
         *(store.write("put", put(f"{n}")) for n in range(2)), return_exceptions=True
     )

@@ -21,10 +21,15 @@ from runtime.identifiers import normalise
 from runtime.placement import slot_of
 from runtime.store import Unit, query
 from session_svc.service import SessionService
+from sync_bus import inbox, log
+from sync_bus.anti_entropy import AntiEntropy
+from sync_bus.inbox import Outcome
 from sync_bus.log import Stamp, Topic
+from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 from transfer_svc import dispatch, ledger, transfers
+from transfer_svc.inbound import Inbound
 from transfer_svc.service import TransferService
 from transfer_svc.states import TransferEvent
 
@@ -222,6 +227,51 @@ def unknown_outcome_called_definite(patch: Patch) -> None:
     patch.setattr(router.Router, "_unanswered", unanswered)
 
 
+def applied_without_cursor(patch: Patch) -> None:
+    """Whatever arrives applies, again and again."""
+    original = inbox._turn
+
+    def turn(cursor: Any, entry: LogEntry) -> Outcome:
+        outcome = original(cursor, entry)
+        return Outcome.APPLIED if outcome is Outcome.DUPLICATE else outcome
+
+    patch.setattr(inbox, "_turn", turn)
+
+
+def lost_store_begins_without_asking(patch: Patch) -> None:
+    """An empty store takes itself for a new one."""
+
+    async def seal(self: Recovery) -> tuple[int, dict[str, Any]]:
+        return self._stamps.clock.wall_ms(), {}
+
+    patch.setattr(Recovery, "_seal", seal)
+
+
+def numbers_begin_anew_after_a_loss(patch: Patch) -> None:
+    """What came back from the others is not counted."""
+    original = log.begin_life
+    patch.setattr(log, "begin_life", lambda generation, _positions: original(generation, {}))
+
+
+def snapshot_without_its_effects(patch: Patch) -> None:
+    """Rows are copied, but money on its way to this center is not credited."""
+
+    def reconcile(_inbound: Inbound, _source: str, _topic: str) -> Unit[int]:
+        yield from ()
+        return 0
+
+    patch.setattr(Inbound, "reconcile", reconcile)
+
+
+def differences_are_not_repaired(patch: Patch) -> None:
+    """Anti-entropy is off."""
+
+    async def compare(*_arguments: Any) -> None:
+        return None
+
+    patch.setattr(AntiEntropy, "compare", compare)
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -240,6 +290,11 @@ PLANTED = (
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
+    Planted("CONVERGE", "applied without cursor", applied_without_cursor),
+    Planted("DURABLE", "lost store begins without asking", lost_store_begins_without_asking),
+    Planted("CONVERGE", "numbers begin anew after a loss", numbers_begin_anew_after_a_loss),
+    Planted("CONVERGE", "snapshot without its effects", snapshot_without_its_effects),
+    Planted("CONVERGE", "differences are not repaired", differences_are_not_repaired),
     Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
     Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
     Planted("PRIVATE", "identifier in an error", identifier_in_an_error),
