@@ -36,6 +36,7 @@ BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
 DISK_FULL = "DISK_FULL"
 """The reason of a StoreFault while there is no room. Reading goes on."""
+CACHE_KIB = 32 * 1024
 
 
 def query(sql: str, *values: Value) -> Generator[Statement, list[Row], list[Row]]:
@@ -137,6 +138,8 @@ class SqliteStore:
                 "synchronous=FULL",
                 "foreign_keys=ON",
                 "busy_timeout=5000",
+                # SQLite's own 2 MB are too few for the leaves that a long catch-up writes again and again.
+                f"cache_size=-{CACHE_KIB}",
             ):
                 await writer.execute(f"PRAGMA {pragma}")
             await writer.executescript(schema)

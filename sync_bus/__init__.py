@@ -9,5 +9,6 @@
 `snapshot`    copying one topic of one center as rows, where its entries are forgotten
 `recovery`    how a store begins its life: new, or getting back what its disk has lost
 `anti_entropy`  finding what differs between a copy and its owner although it should not
+`lag`         how far a copy is behind, in entries and in time, and until it has caught up
 `merge`       which of two concurrent writes wins
 """

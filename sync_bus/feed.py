@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from grpc import StatusCode
 
+from duohuo.internal.v1.log_pb2 import LogEntry
 from duohuo.internal.v1.peer_services_pb2 import (
     ExchangeRequest,
     ExchangeResponse,
@@ -15,9 +16,11 @@ from runtime.dispatcher import Incoming
 from runtime.errors import RpcError, invalid
 from runtime.signal import Signal
 from runtime.store import Store, Unit
-from sync_bus import log
+from sync_bus import lag, log
 
-PULL_ENTRIES_MAX = 200
+PULL_ENTRIES_MAX = 500
+PULL_BYTES_MAX = 512 * 1024
+"""Of one answer; an entry that is larger goes alone."""
 
 
 class FeedServicer:
@@ -57,6 +60,7 @@ class FeedServicer:
         ]
         if news:
             await self._store.write("confirm", _confirm(request.center, news))
+        answer.missing_since_ms.update(await self._store.read(lag.missing_since(request.cursors)))
         return answer
 
     async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
@@ -72,6 +76,7 @@ class FeedServicer:
                     "the log no longer holds what comes after this number",
                 )
             if entries:
+                entries = fitting(entries, PULL_BYTES_MAX)
                 after = entries[-1].seq
                 yield PullResponse(entries=entries, head=after)
             elif request.follow:
@@ -87,3 +92,13 @@ def _confirm(destination: str, news: Sequence[tuple[str, int]]) -> Unit[None]:
     """All topics in one unit: a destination is behind in several at once, and each commit costs a sync."""
     for topic, seq in news:
         yield from log.confirm(destination, topic, seq)
+
+
+def fitting(entries: list[LogEntry], bytes_max: int) -> list[LogEntry]:
+    """As many of the first entries as fit together, but at least one."""
+    left = bytes_max
+    for count, entry in enumerate(entries):
+        left -= entry.ByteSize()
+        if left < 0 and count:
+            return entries[:count]
+    return entries

@@ -39,7 +39,7 @@ from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime import telemetry
 from sync_bus.bus import BusFault, Delivery
 
-FETCH_ENTRIES_MAX = 200
+FETCH_ENTRIES_MAX = 500
 FETCH_TIMEOUT_S = 1.0
 PROVISION_EVERY_IDLE_FETCHES = 5
 PUBLISH_TIMEOUT_S = 3.0

@@ -245,13 +245,13 @@ def unknown_outcome_called_definite(patch: Patch) -> None:
 
 def applied_without_cursor(patch: Patch) -> None:
     """Whatever arrives applies, again and again."""
-    original = inbox._position
+    original = inbox._turn
 
-    def position(source: str, entry: LogEntry) -> Unit[Outcome]:
-        outcome = yield from original(source, entry)
+    def turn(cursor: Any, entry: LogEntry) -> Outcome:
+        outcome = original(cursor, entry)
         return Outcome.APPLIED if outcome is Outcome.DUPLICATE else outcome
 
-    patch.setattr(inbox, "_position", position)
+    patch.setattr(inbox, "_turn", turn)
 
 
 def lost_store_begins_without_asking(patch: Patch) -> None:
