@@ -182,6 +182,7 @@ class Replicator:
                     self._current_ms[peer, topic] = self._heard_ms[peer]
                 # Behind, and no progress since the last exchange: the bus has lost something.
                 if cursor < head and behind.get(topic) == cursor:
+                    self._bus.doubt(peer)
                     await self._fill(peer, topic)
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
