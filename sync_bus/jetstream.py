@@ -182,7 +182,9 @@ class JetStreamBus:
     async def _publish_one(
         self, jetstream: JetStreamContext, subject: str, entry: LogEntry
     ) -> "asyncio.Future[object]":
-        traceparent = LogRecord.FromString(entry.record).traceparent
+        traceparent = ""
+        with suppress(DecodeError):  # the receivers' matter: they park it, and go on
+            traceparent = LogRecord.FromString(entry.record).traceparent
         with telemetry.span(
             f"publish {entry.topic}",
             {
