@@ -228,6 +228,7 @@ class Replicator:
                     self._current_ms[peer, topic] = self._heard_ms[peer]
                 # Behind, and no progress since the last exchange: the bus has lost something.
                 if cursor < head and behind.get(topic) == cursor:
+                    self._bus.doubt(peer)
                     self._lost[peer].add(topic)
                     self._found_lost.notify()
                 behind[topic] = cursor if cursor < head else -1

@@ -94,6 +94,9 @@ class SimulatedBus:
                 position += len(batch)
                 yield Delivery(batch, self._acknowledgement(key, position))
 
+    def doubt(self, source: str) -> None:
+        """Nothing here gets stuck that a retry would not move."""
+
     def _acknowledgement(self, key: tuple[str, str], position: int) -> "Acknowledge":
         return Acknowledge(self._broker, key, position)
 
