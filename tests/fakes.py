@@ -155,9 +155,10 @@ GENERATION = 1
 
 @asynccontextmanager
 async def temporary_store(
-    schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = ()
+    schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = (), *, alive: bool = True
 ) -> AsyncIterator[SqliteStore]:
-    """The real store with a log and an inbox, in memory and without a thread."""
+    """The real store with a log and an inbox, in memory and without a thread; one that is not alive is as
+    empty as a new disk."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(node.SCHEMA + schema)
 
@@ -172,9 +173,10 @@ async def temporary_store(
     store = SqliteStore(hop, connection, copied)
     try:
         await store.write("prepare", node.prepare(topics, peers))
-        await store.write("begin life", log.begin_life(GENERATION, {}))
-        for peer in peers:
-            await store.write("seal", inbox.seal(peer, GENERATION))
+        if alive:
+            await store.write("begin life", log.begin_life(GENERATION, {}))
+            for peer in peers:
+                await store.write("seal", inbox.seal(peer, GENERATION))
         yield store
     finally:
         await store.close()
