@@ -7,11 +7,13 @@ center's topics. Whoever has most of a topic gives it back, and new entries are 
 then does this center act as home again. What no other center had is lost, and nothing else.
 
 A store that lacks entries that others have, as after the restore of a backup, stops (`lost`): begun
-again from an empty disk it gets everything back.
+again from an empty disk it gets everything back. It asks before it serves: what it wrote meanwhile would
+have numbers that the others have seen, and they would take it for what they have.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 from grpc import StatusCode
@@ -28,6 +30,8 @@ from sync_bus.snapshot import Reconcile, Snapshots
 
 SEAL_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 0.5
+ONLY_ASKS = 0
+"""A generation that seals nothing."""
 REASON = "CENTER_RECOVERING"
 
 _logger = structlog.get_logger()
@@ -72,14 +76,18 @@ class Recovery:
             advice="Try again in a moment; operators see `duohuo status`.",
         )
 
-    def mark_lost(self) -> None:
-        """Stops serving: another center has applied more of this store's log than it has."""
+    async def mark_lost(self) -> None:
+        """Stops serving for good: another center has applied more of this store's log than it has."""
+        if self._lost.is_set():
+            return
+        self._lost.set()
         self.doing = (
             "has lost entries that other centers have: stop it, move its data away,"
             " and start it with an empty disk"
         )
-        self._lost.set()
         _logger.error("store lost entries", role=self._role)
+        with suppress(RpcError):  # on a full disk it is found again after a restart
+            await self._store.write("lost", log.mark_lost())
 
     async def wait_lost(self) -> None:
         """Returns when this service must stop all that it does."""
@@ -92,13 +100,28 @@ class Recovery:
     async def run(self) -> None:
         """Returns once the store is alive."""
         life = await self._store.read(log.life())
-        if life.lost:
-            self.mark_lost()
-            await asyncio.Event().wait()
+        if life.lost or (life.generation and await self._others_have_more(life.generation)):
+            await self.mark_lost()
         if not life.generation:
             await self._begin()
+        if self._lost.is_set():
+            await asyncio.Event().wait()
         self.doing = ""
         self._alive.set()
+
+    async def _others_have_more(self, generation: int) -> bool:
+        """Does one of those that answer now know of more than this store has, or of a later life?"""
+        answers = await asyncio.gather(*(self._ask(peer, ONLY_ASKS) for peer in self._mesh.peers))
+        heads = await self._store.read(log.heads())
+        return any(
+            answer.generation > generation
+            or (
+                answer.generation == generation
+                and any(seq > heads.get(topic, seq) for topic, seq in answer.cursors.items())
+            )
+            for answer in answers
+            if answer
+        )
 
     async def _begin(self) -> None:
         while True:

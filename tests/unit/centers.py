@@ -11,7 +11,9 @@ import account_svc.app
 import transfer_svc.app
 from account_svc.passwords import Passwords
 from duohuo.internal.v1.peer_services_pb2 import ExchangeRequest, ExchangeResponse
+from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import CenterFacts
+from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
 from ops.verify import judge
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Call, Endpoint, Reply, ask
@@ -28,6 +30,7 @@ from sync_bus.node import ServiceNode
 from sync_bus.recovery import Recovery
 from tests.fakes import FakeClock, see, site, temporary_store
 from tests.unit.bank import Bank, Center
+from transfer_svc import applications
 
 ROUNDS_MAX = 100
 TURNS_MAX = 10_000
@@ -211,6 +214,23 @@ class Centers(Bank):
         await service.recovery.run()
         return service
 
+    async def apply(
+        self, origin: str, payer: str, payee: str, minor_units: int, transfer_id: str
+    ) -> str:
+        """Queues an application at a center; returns its id."""
+        service = self.service(origin)
+        application = Application(
+            application_id=f"{transfer_id} at {origin}",
+            transfer_id=transfer_id,
+            state=APPLICATION_STATE_QUEUED,
+            payer_account_id=payer,
+            payee_account_id=payee,
+            origin_center=origin,
+            amount=Money(currency_code="CNY", minor_units=minor_units),
+        )
+        unit = applications.accept(application, b"body", service.site.stamps.now())
+        return (await service.store.write("accept", unit)).message.application_id
+
     def hush(self, *names: str) -> None:
         """From now on these answer nobody."""
         self.silent.update(names)
@@ -275,5 +295,7 @@ async def centers(
         made = Centers(role=role, lone_start=lone_start, names=names, stack=stack)
         made.lines = {name: Line(made, name) for name in names}
         for name in names:
-            await made.start(name, await made.new_store(name, alive=True)).recovery.run()
+            made.start(name, await made.new_store(name, alive=True))
+        for name in names:
+            await made.service(name).recovery.run()
         yield made
