@@ -21,8 +21,9 @@ class CopiedTable:
     """A table's copied columns, the first `keys` of them its primary key; the first is text.
 
     `owner` is the column that names a row's owner. `version` of a row grows with each change. `put`
-    stores a row where a plain upsert would not do. Whether a row of a table that is not `complete` is
-    there depends on more than its owner's log.
+    stores a row where a plain upsert would not do; in a merged table it gets older ones too, as they may
+    be part of a history. Whether a row of a table that is not `complete` is there depends on more than its
+    owner's log.
     """
 
     name: str
@@ -96,15 +97,22 @@ def digest_all(table: CopiedTable, source: str) -> Unit[str]:
     return digest((yield from rows_in(table, source, Range())))
 
 
-def install(table: CopiedTable, rows: Sequence[Row]) -> Unit[None]:
-    """Stores what another center's copy has, unless this one's is newer."""
-    for row in rows:
-        present = yield from _find(table, table.key(row))
-        if present is None or table.version(row) > table.version(present):
-            yield from _put(table, row)
-        elif present != row and table.version(row) == table.version(present):
-            yield from _delete(table, row)
-            yield from _put(table, row)
+def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -> Unit[None]:
+    """Makes a range of a copy what a snapshot has of it; in a merged table, what is newer stays."""
+    given = {table.key(row): row for row in rows}
+    for present in (yield from rows_in(table, source, keys)):
+        key = table.key(present)
+        row = given.get(key)
+        if row == present:
+            del given[key]
+        elif row is not None and table.version(row) > table.version(present):
+            continue
+        elif not table.merged or (row and table.version(row) == table.version(present)):
+            yield from _delete(table, present)
+        elif row is not None and table.put is None:
+            del given[key]
+    for row in given.values():
+        yield from _put(table, row)
 
 
 def repair(

@@ -29,9 +29,8 @@ from sync_bus.log import Position, Stamps, Topic
 from sync_bus.snapshot import Reconcile, Snapshots
 
 SEAL_TIMEOUT_S = 2.0
+ONLY_ASK_TIMEOUT_S = 1.0
 RETRY_DELAY_S = 0.5
-ONLY_ASKS = 0
-"""A generation that seals nothing."""
 REASON = "CENTER_RECOVERING"
 
 _logger = structlog.get_logger()
@@ -111,7 +110,7 @@ class Recovery:
 
     async def _others_have_more(self, generation: int) -> bool:
         """Does one of those that answer now know of more than this store has, or of a later life?"""
-        answers = await asyncio.gather(*(self._ask(peer, ONLY_ASKS) for peer in self._mesh.peers))
+        answers = await asyncio.gather(*(self._ask(peer) for peer in self._mesh.peers))
         heads = await self._store.read(log.heads())
         return any(
             answer.generation > generation
@@ -134,8 +133,6 @@ class Recovery:
                 self.doing = f"gets its data back, and meanwhile: {error.message}"
                 await asyncio.sleep(RETRY_DELAY_S)
             else:
-                for position in positions.values():
-                    self._stamps.hybrid.latest = max(self._stamps.hybrid.latest, position.hlc)
                 _logger.info("store begins", role=self._role, generation=generation)
                 return
 
@@ -152,7 +149,9 @@ class Recovery:
         answers: dict[str, SealResponse] = {}
         while len(answers) < len(self._mesh.peers):
             asked = [peer for peer in self._mesh.peers if peer not in answers]
-            found = await asyncio.gather(*(self._ask(peer, generation) for peer in asked))
+            found = await asyncio.gather(
+                *(self._ask(peer, generation, SEAL_TIMEOUT_S) for peer in asked)
+            )
             answers |= {peer: one for peer, one in zip(asked, found, strict=True) if one}
             known = max((one.generation for one in answers.values()), default=generation)
             if known > generation:
@@ -169,14 +168,17 @@ class Recovery:
                 await asyncio.sleep(RETRY_DELAY_S)
         return generation, answers
 
-    async def _ask(self, peer: str, generation: int) -> SealResponse | None:
+    async def _ask(
+        self, peer: str, generation: int = 0, timeout_s: float = ONLY_ASK_TIMEOUT_S
+    ) -> SealResponse | None:
+        """Seals for a generation; 0 only asks. None if the peer does not answer."""
         try:
             return await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Seal"),
                 SealRequest(center=self._mesh.here, generation=generation),
                 SealResponse,
-                SEAL_TIMEOUT_S,
+                timeout_s,
             )
         except RpcError:
             return None
