@@ -22,6 +22,7 @@ from sync_bus import inbox, log
 from tests.fakes import NOON_MS, FakeClock, account
 from tests.unit.centers import Centers, Service, centers, until
 from transfer_svc import applications
+from transfer_svc.states import Decision
 from transfer_svc.transfers import TransferRow
 
 ALICE, BOB, CAROL = account(0), account(1), account(2)
@@ -489,6 +490,29 @@ class TestMoney:
                 row = await two.service(name).store.read(applications.find(application))
                 assert row is not None
                 assert row.message.state == APPLICATION_STATE_SUCCEEDED
+            await two.check_same()
+
+    async def test_an_application_that_came_back_as_of_an_earlier_moment_than_its_transfer_ends(
+        self,
+    ) -> None:
+        """Nobody would tell: what ended it is an entry of its own center's."""
+        async with centers("a", "b") as two:
+            await two.deposit(ALICE, 100, "deposit-1")
+            application = await two.apply("a", ALICE, BOB, 30, "transfer-1")
+            await two.pay(ALICE, BOB, 30, "transfer-1", application=application)
+            a, b = two.service("a"), two.service("b")
+            delivered = applications.decide(
+                application, Decision.DEBITED, "", BOB, a.site.stamps.now()
+            )
+            await a.store.write("delivered", delivered)
+            await b.follow("a")
+            await a.follow("b")
+            await b.fill("a", "ledger")  # how it ended; but not that the application did
+            a = await two.recover("a")
+            row = await a.store.read(applications.find(application))
+            assert row is not None
+            assert row.message.state == APPLICATION_STATE_SUCCEEDED
+            await two.settle()
             await two.check_same()
 
     async def test_a_queued_application_comes_back_due_at_once_and_without_attempts(self) -> None:
