@@ -270,6 +270,28 @@ async def test_a_claim_that_was_planted_by_hand_makes_room_for_the_right_one() -
         await two.check_same()
 
 
+async def test_what_stands_in_the_way_of_a_repair_is_told_and_stops_nothing_else() -> None:
+    """Somebody gave ann's identifier, at b, to an account of b's own."""
+    async with centers("a", "b", role="account") as two:
+        await register(two, "ann")
+        await register(two, "ben")
+        await two.settle()
+        b = two.service("b")
+        await by_hand(
+            b, "UPDATE account SET account_id = '~', source = 'b' WHERE identifier = 'ann'"
+        )
+        await by_hand(b, "DELETE FROM credential")
+        with structlog.testing.capture_logs() as told:
+            await compare_all(b, "a")
+        assert [line["event"] for line in told] == ["copy cannot be repaired"] + [
+            "copy repaired"
+        ] * 2
+        assert told[0]["reason"] == "IntegrityError"
+        await by_hand(b, "DELETE FROM account WHERE account_id = '~'")
+        await compare_all(b, "a")
+        await two.check_same()
+
+
 async def test_a_lost_store_is_not_spread(two: Centers) -> None:
     a, b = two.service("a"), two.service("b")
     await a.recovery.mark_lost()

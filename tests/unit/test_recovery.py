@@ -165,6 +165,23 @@ class TestWaiting:
             assert await a.balance(ALICE) == 10
             await two.check_same()
 
+    async def test_who_has_diverged_and_is_emptied_follows_the_new_life(self) -> None:
+        async with centers("a", "b", lone_start=True) as two:
+            await two.deposit(ALICE, 10, "deposit-1")
+            await two.deposit(BOB, 20, "deposit-1")
+            await two.settle()
+            two.hush("b")
+            await two.recover("a")
+            two.answer("b")
+            await two.deposit(ALICE, 7, "deposit-2")
+            await two.settle()
+            assert (await two.service("b").copy_of("a", "ledger")).diverged
+            b = await two.recover("b")
+            await two.settle()
+            assert await b.balance(ALICE) == 7
+            assert await b.balance(BOB) == 20
+            await two.check_same()
+
     async def test_after_a_lone_start_whoever_has_no_more_follows(self) -> None:
         async with centers("a", "b", "c", lone_start=True) as three:
             await three.deposit(ALICE, 10, "deposit-1")
@@ -404,6 +421,21 @@ class TestLosing:
             await two.deposit(ALICE, 5, "deposit-2")
             await two.settle()
             assert await two.service("b").balance(ALICE) == 15
+            await two.check_same()
+
+    async def test_one_backup_brings_all_centers_back_when_all_disks_are_lost(self) -> None:
+        async with centers("a", "b") as two:
+            await two.deposit(ALICE, 100, "deposit-1")
+            await two.pay(ALICE, BOB, 30, "transfer-1")
+            await two.settle()
+            backup = await copy_store(two, "a")
+            b = await two.lose_disk("b")
+            a = two.start("a", backup)
+            await asyncio.gather(a.recovery.run(), b.recovery.run())
+            await two.pay(BOB, ALICE, 10, "transfer-2")
+            await two.settle()
+            assert await two.home(ALICE).balance(ALICE) == 80
+            assert await two.home(BOB).balance(BOB) == 20
             await two.check_same()
 
     async def test_a_center_that_was_itself_restored_is_not_asked_what_it_has_lost(self) -> None:
