@@ -1,6 +1,6 @@
 """What must be in place before a local mesh starts: its directory, its secrets, everybody's settings.
 
-Read it from the bottom: `write_configs` writes the files of all centers, `settings` says what one
+Read it from the bottom: `write_config` writes the files of a center, `settings` says what one
 process is told, `locked` keeps the directory for one mesh.
 """
 
@@ -144,24 +144,29 @@ def _secret(path: Path) -> str:
 
 
 def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
-    """Makes the directories of all centers, and every file their processes read. Raises OSError."""
-    password = _secret(state_dir / mesh_file.NATS_PASSWORD_NAME)
-    _secret(state_dir / mesh_file.OPERATOR_TOKEN_NAME)
+    """Makes the mesh's secrets, and what `write_config` makes of all centers. Raises OSError."""
+    for name in (mesh_file.NATS_PASSWORD_NAME, mesh_file.OPERATOR_TOKEN_NAME):
+        _secret(state_dir / name)
+    for name in ports.centers:
+        write_config(state_dir, ports, name, split=split)
+
+
+def write_config(state_dir: Path, ports: PortPlan, center: str, *, split: bool) -> None:
+    """Makes a center's directories, and every file that its processes read. Raises OSError."""
+    own, directory = ports.centers[center], state_dir / center
+    for part in (directory, directory / "stores", directory / "nats"):
+        part.mkdir(mode=0o700, exist_ok=True)
+    server = nats_config.NatsServer(
+        center=center,
+        client_port=own.nats,
+        leaf_port=own.nats_leaf,
+        monitor_port=own.nats_monitor,
+        links=own.nats_links,
+        store_dir=directory / "nats",
+        password=_secret(state_dir / mesh_file.NATS_PASSWORD_NAME),
+    )
+    mesh_file.write_private(directory / "nats.conf", nats_config.render(server))
     processes = roles_by_process(split=split)
-    for name, own in ports.centers.items():
-        directory = state_dir / name
-        for part in (directory, directory / "stores", directory / "nats"):
-            part.mkdir(mode=0o700, exist_ok=True)
-        server = nats_config.NatsServer(
-            center=name,
-            client_port=own.nats,
-            leaf_port=own.nats_leaf,
-            monitor_port=own.nats_monitor,
-            links=own.nats_links,
-            store_dir=directory / "nats",
-            password=password,
-        )
-        mesh_file.write_private(directory / "nats.conf", nats_config.render(server))
-        for process in processes:
-            text = to_toml(settings(name, processes, process, ports, state_dir))
-            mesh_file.write_private(directory / config_name(process), text)
+    for process in processes:
+        text = to_toml(settings(center, processes, process, ports, state_dir))
+        mesh_file.write_private(directory / config_name(process), text)

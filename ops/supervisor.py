@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ops.local_config import (
     locked,
     roles_by_process,
     settings,
+    write_config,
     write_configs,
 )
 from ops.mesh_file import CenterState, CenterView, MeshView
@@ -81,6 +83,7 @@ class _Center:
         ports: CenterPorts,
         directory: Path,
         children: Sequence[Child],
+        prepare: Callable[[], None],
         changed: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
@@ -89,6 +92,7 @@ class _Center:
         self._ports = ports
         self._directory = directory
         self._nats, *self._services = children
+        self._prepare = prepare
         self._changed = changed
         self._say = say
         self._lock = asyncio.Lock()
@@ -149,6 +153,7 @@ class _Center:
     async def _start(self) -> None:
         self._enter("starting")
         try:
+            self._make_files()
             await self._start_child(self._nats)
             await _together(self._start_child(child) for child in self._services)
             for child in self._children():
@@ -159,6 +164,13 @@ class _Center:
             self._enter("failed")
             raise
         self._enter("running")
+
+    def _make_files(self) -> None:
+        """What its processes read; the disk may have been lost while they were down."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise StartError(f"cannot prepare center {self.name}: {error}") from None
 
     async def _start_child(self, child: Child) -> None:
         if child.pid is not None:
@@ -316,7 +328,10 @@ class Supervisor:
                 Child(process, command, environment(decided), directory / f"{process}.log")
                 for process, command in commands.items()
             ]
-            self._centers[name] = _Center(name, own, directory, children, self._publish, say)
+            prepare = partial(write_config, self._state_dir, self._ports, name, split=split)
+            self._centers[name] = _Center(
+                name, own, directory, children, prepare, self._publish, say
+            )
 
     async def start(self) -> MeshView:
         """Starts everything and waits until it is ready. Raises StartError; then call `stop`."""

@@ -94,9 +94,20 @@ class AntiEntropy:
         if answer.HasField("last"):
             last = copies.decoded_key(table, answer.last)
         owners = copies.decoded(table, answer.rows)
-        repaired = await self._store.write(
-            "repair", self._repair(peer, topic, table, Range(after, last), rows, owners, answer)
-        )
+        unit = self._repair(peer, topic, table, Range(after, last), rows, owners, answer)
+        try:
+            repaired = await self._store.write("repair", unit)
+        except RpcError:
+            raise
+        except Exception as error:  # noqa: BLE001 - such as a value that another owner's row has, too
+            _logger.error(  # noqa: TRY400 - the text of an error may hold values
+                "copy cannot be repaired",
+                role=self._role,
+                source=peer,
+                table=table.name,
+                reason=type(error).__name__,
+            )
+            return last
         for row, difference in repaired:
             _logger.error(
                 "copy repaired",

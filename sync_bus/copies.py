@@ -21,8 +21,9 @@ class CopiedTable:
     """A table's copied columns, the first `keys` of them its primary key; the first is text.
 
     `owner` is the column that names a row's owner. `version` of a row grows with each change. `put`
-    stores a row where a plain upsert would not do. Whether a row of a table that is not `complete` is
-    there depends on more than its owner's log.
+    stores a row where a plain upsert would not do; in a merged table it gets older ones too, as they may
+    be part of a history. Whether a row of a table that is not `complete` is there depends on more than its
+    owner's log.
     """
 
     name: str
@@ -96,14 +97,22 @@ def digest_all(table: CopiedTable, source: str) -> Unit[str]:
     return digest((yield from rows_in(table, source, Range())))
 
 
-def install(table: CopiedTable, rows: Sequence[Row]) -> Unit[None]:
-    """Stores what another center's copy has, unless this one's is newer."""
-    for row in rows:
-        present = yield from _find(table, table.key(row))
-        if present is None or table.version(row) > table.version(present):
-            yield from _put(table, row)
-        elif present != row and table.version(row) == table.version(present):
-            yield from _overwrite(table, row)
+def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -> Unit[None]:
+    """Makes a range of a copy what a snapshot has of it; in a merged table, what is newer stays."""
+    given = {table.key(row): row for row in rows}
+    for present in (yield from rows_in(table, source, keys)):
+        key = table.key(present)
+        row = given.get(key)
+        if row == present:
+            del given[key]
+        elif row is not None and table.version(row) > table.version(present):
+            continue
+        elif not table.merged or (row and table.version(row) == table.version(present)):
+            yield from _delete(table, present)
+        elif row is not None and table.put is None:
+            del given[key]
+    for row in given.values():
+        yield from _put(table, row)
 
 
 def repair(
@@ -116,27 +125,29 @@ def repair(
     """
     found = []
     local = {table.key(row): row for row in (yield from rows_in(table, source, keys))}
+    known = {table.key(row) for row in owners}
+    for row in before if table.complete else ():
+        key = table.key(row)
+        if key not in known and local.get(key) == row and table.owner_of(row) == source:
+            found.append((row, Difference.EXTRA))
+            yield from _delete(table, row)
+    wanted = []
     for row in owners:
         if table.owner_of(row) != source:
             continue  # of a merged table: its own owner will be asked
         present = local.get(table.key(row))
         if present is None:
             if table.complete:
-                found.append((row, Difference.MISSING))
-                yield from _put(table, row)
+                wanted.append((row, Difference.MISSING))
         elif table.version(row) > table.version(present):
-            found.append((row, Difference.OLDER))
-            yield from _put(table, row)
+            wanted.append((row, Difference.OLDER))
         elif present != row and table.version(row) == table.version(present):
-            found.append((row, Difference.ALTERED))
-            yield from _overwrite(table, row)
-    known = {table.key(row) for row in owners}
-    for row in before if table.complete else ():
-        key = table.key(row)
-        if key not in known and local.get(key) == row and table.owner_of(row) == source:
-            found.append((row, Difference.EXTRA))
-            yield from query(f"DELETE FROM {table.name} WHERE {_matching(table)}", *key)  # noqa: S608 - constant names
-    return found
+            wanted.append((row, Difference.ALTERED))
+            yield from _delete(table, row)
+    # Only now: what was wrong may have stood in the way, with a value that is unique.
+    for row, _ in wanted:
+        yield from _put(table, row)
+    return found + wanted
 
 
 def encoded(rows: Sequence[Row]) -> list[CopyRow]:
@@ -164,13 +175,9 @@ def _find(table: CopiedTable, key: Row) -> Unit[Row | None]:
 
 
 def _put(table: CopiedTable, row: Row) -> Unit[None]:
-    if table.put is None:
-        yield from _overwrite(table, row)
-    else:
+    if table.put is not None:
         yield from table.put(row)
-
-
-def _overwrite(table: CopiedTable, row: Row) -> Unit[None]:
+        return
     key, rest = table.columns[: table.keys], table.columns[table.keys :]
     changes = ", ".join(f"{column} = excluded.{column}" for column in rest)
     yield from query(
@@ -179,6 +186,11 @@ def _overwrite(table: CopiedTable, row: Row) -> Unit[None]:
         f" DO {f'UPDATE SET {changes}' if changes else 'NOTHING'}",
         *row,
     )
+
+
+def _delete(table: CopiedTable, row: Row) -> Unit[None]:
+    """Rows with columns that are not copied, or with a `put`, cannot be overwritten in place."""
+    yield from query(f"DELETE FROM {table.name} WHERE {_matching(table)}", *table.key(row))  # noqa: S608 - constant names
 
 
 def encoded_key(key: Row | None) -> CopyRow | None:

@@ -1,6 +1,6 @@
 """The sure road: other centers read a service's log, and say how far they have applied it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from grpc import StatusCode
 
@@ -27,7 +27,11 @@ class FeedServicer:
     """Serves `Exchange` and `Pull` of a service's peer interface."""
 
     def __init__(
-        self, store: Store, peers: frozenset[str], clock: Clock, mark_lost: Callable[[], None]
+        self,
+        store: Store,
+        peers: frozenset[str],
+        clock: Clock,
+        mark_lost: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._peers = peers
@@ -44,13 +48,13 @@ class FeedServicer:
         answer = ExchangeResponse(
             heads=heads, time_ms=self._clock.wall_ms(), generation=life.generation
         )
+        if request.generation > life.generation > 0:
+            await self._mark_lost()  # a later life has begun, and this store is of an earlier one
         if request.generation != life.generation:
             answer.bases.update(await self._store.read(log.bases()))
             return answer
         if any(seq > heads.get(topic, seq) for topic, seq in request.cursors.items()):
-            if not life.lost:
-                await self._store.write("lost", log.mark_lost())
-            self._mark_lost()
+            await self._mark_lost()
             return answer
         known = await self._store.read(log.confirmations(request.center))
         news = [

@@ -217,8 +217,9 @@ def confirm(destination: str, topic: str, seq: int) -> Unit[None]:
     Confirmations may arrive late and out of order: only a higher one counts.
     """
     yield from query(
-        "UPDATE confirmed SET seq = ?1, snapshot_needed = CASE WHEN ?1 + 1 <"
-        " (SELECT min(seq) FROM log WHERE topic = ?2) THEN snapshot_needed ELSE 0 END"
+        "UPDATE confirmed SET seq = ?1, snapshot_needed = CASE WHEN ?1 + 1 < coalesce("
+        " (SELECT min(seq) FROM log WHERE topic = ?2),"
+        " (SELECT seq + 1 FROM log_head WHERE topic = ?2)) THEN snapshot_needed ELSE 0 END"
         " WHERE topic = ?2 AND destination = ?3 AND seq < ?1",
         seq,
         topic,

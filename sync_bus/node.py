@@ -85,7 +85,7 @@ class ServiceNode:
         reconcile: Reconcile = nothing_to_reconcile,
     ) -> None:
         self.role = role
-        snapshots = Snapshots(role, topics, database, site.mesh, reconcile)
+        snapshots = Snapshots(role, topics, database, site.mesh, site.stamps, reconcile)
         self._recovery = Recovery(
             role,
             topics,

@@ -7,11 +7,13 @@ center's topics. Whoever has most of a topic gives it back, and new entries are 
 then does this center act as home again. What no other center had is lost, and nothing else.
 
 A store that lacks entries that others have, as after the restore of a backup, stops (`lost`): begun
-again from an empty disk it gets everything back.
+again from an empty disk it gets everything back. It asks before it serves: what it wrote meanwhile would
+have numbers that the others have seen, and they would take it for what they have.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 from grpc import StatusCode
@@ -27,6 +29,7 @@ from sync_bus.log import Position, Stamps, Topic
 from sync_bus.snapshot import Reconcile, Snapshots
 
 SEAL_TIMEOUT_S = 2.0
+ONLY_ASK_TIMEOUT_S = 1.0
 RETRY_DELAY_S = 0.5
 REASON = "CENTER_RECOVERING"
 
@@ -72,14 +75,18 @@ class Recovery:
             advice="Try again in a moment; operators see `duohuo status`.",
         )
 
-    def mark_lost(self) -> None:
-        """Stops serving: another center has applied more of this store's log than it has."""
+    async def mark_lost(self) -> None:
+        """Stops serving for good: another center has applied more of this store's log than it has."""
+        if self._lost.is_set():
+            return
+        self._lost.set()
         self.doing = (
             "has lost entries that other centers have: stop it, move its data away,"
             " and start it with an empty disk"
         )
-        self._lost.set()
         _logger.error("store lost entries", role=self._role)
+        with suppress(RpcError):  # on a full disk it is found again after a restart
+            await self._store.write("lost", log.mark_lost())
 
     async def wait_lost(self) -> None:
         """Returns when this service must stop all that it does."""
@@ -92,13 +99,28 @@ class Recovery:
     async def run(self) -> None:
         """Returns once the store is alive."""
         life = await self._store.read(log.life())
-        if life.lost:
-            self.mark_lost()
-            await asyncio.Event().wait()
+        if life.lost or (life.generation and await self._others_have_more(life.generation)):
+            await self.mark_lost()
         if not life.generation:
             await self._begin()
+        if self._lost.is_set():
+            await asyncio.Event().wait()
         self.doing = ""
         self._alive.set()
+
+    async def _others_have_more(self, generation: int) -> bool:
+        """Does one of those that answer now know of more than this store has, or of a later life?"""
+        answers = await asyncio.gather(*(self._ask(peer) for peer in self._mesh.peers))
+        heads = await self._store.read(log.heads())
+        return any(
+            answer.generation > generation
+            or (
+                answer.generation == generation
+                and any(seq > heads.get(topic, seq) for topic, seq in answer.cursors.items())
+            )
+            for answer in answers
+            if answer
+        )
 
     async def _begin(self) -> None:
         while True:
@@ -111,8 +133,6 @@ class Recovery:
                 self.doing = f"gets its data back, and meanwhile: {error.message}"
                 await asyncio.sleep(RETRY_DELAY_S)
             else:
-                for position in positions.values():
-                    self._stamps.hybrid.latest = max(self._stamps.hybrid.latest, position.hlc)
                 _logger.info("store begins", role=self._role, generation=generation)
                 return
 
@@ -129,7 +149,9 @@ class Recovery:
         answers: dict[str, SealResponse] = {}
         while len(answers) < len(self._mesh.peers):
             asked = [peer for peer in self._mesh.peers if peer not in answers]
-            found = await asyncio.gather(*(self._ask(peer, generation) for peer in asked))
+            found = await asyncio.gather(
+                *(self._ask(peer, generation, SEAL_TIMEOUT_S) for peer in asked)
+            )
             answers |= {peer: one for peer, one in zip(asked, found, strict=True) if one}
             known = max((one.generation for one in answers.values()), default=generation)
             if known > generation:
@@ -146,14 +168,17 @@ class Recovery:
                 await asyncio.sleep(RETRY_DELAY_S)
         return generation, answers
 
-    async def _ask(self, peer: str, generation: int) -> SealResponse | None:
+    async def _ask(
+        self, peer: str, generation: int = 0, timeout_s: float = ONLY_ASK_TIMEOUT_S
+    ) -> SealResponse | None:
+        """Seals for a generation; 0 only asks. None if the peer does not answer."""
         try:
             return await ask(
                 self._mesh.at(peer),
                 peer_method(self._role, "Seal"),
                 SealRequest(center=self._mesh.here, generation=generation),
                 SealResponse,
-                SEAL_TIMEOUT_S,
+                timeout_s,
             )
         except RpcError:
             return None

@@ -9,6 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 import structlog
 from grpc import StatusCode
@@ -20,7 +21,6 @@ from duohuo.internal.v1.peer_services_pb2 import (
     CopyPage,
     CopyRequest,
     CopyResponse,
-    CopyRow,
     CopyStart,
     SealRequest,
     SealResponse,
@@ -33,7 +33,9 @@ from runtime.methods import peer_method
 from runtime.store import Row, Store, Unit
 from sync_bus import copies, inbox, log
 from sync_bus.copies import CopiedTable, Range
-from sync_bus.log import Position, Topic
+from sync_bus.log import Position, Stamps, Topic
+
+T = TypeVar("T")
 
 PAGE_ROWS_MAX = 500
 ROWS_PER_S_MAX = 20_000
@@ -121,7 +123,8 @@ class SnapshotServicer:
                     f"center {self._mesh.here} has not all of it itself",
                 )
             generation, position = copy.generation, copy.position
-        return CopyStart(generation=generation, seq=position.seq, hlc=position.hlc)
+        # A merged topic's rows are of all centers: none is newer than what this one has ever seen.
+        return CopyStart(generation=generation, seq=position.seq, hlc=(yield from log.latest_hlc()))
 
     def _compared(
         self, topic: Topic, table: CopiedTable, request: CompareRequest
@@ -147,13 +150,20 @@ class Snapshots:
     """Gets snapshots from other centers, one at a time from each."""
 
     def __init__(
-        self, role: str, topics: Sequence[Topic], store: Store, mesh: Mesh, reconcile: Reconcile
+        self,
+        role: str,
+        topics: Sequence[Topic],
+        store: Store,
+        mesh: Mesh,
+        stamps: Stamps,
+        reconcile: Reconcile,
     ) -> None:
         self._copy = peer_method(role, "Copy")
         self._role = role
         self._topics = {topic.name: topic for topic in topics}
         self._store = store
         self._mesh = mesh
+        self._stamps = stamps
         self._reconcile = reconcile
         self._locks: Mapping[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -167,14 +177,12 @@ class Snapshots:
             _logger.warning("snapshot begins", role=self._role, source=source, topic=topic)
             await self._store.write("begin snapshot", inbox.begin_install(source, topic))
             start = await self._receive(source, source, topic)
-            if start.generation != copy.generation:
-                raise unreachable(source, ran=False)  # its new life must be adopted first
-            position = Position(start.seq, start.hlc)
-            while await self._store.write("reconcile", self._reconcile(source, topic)):
+            while await self._store.write(
+                "reconcile", _in_life(source, start.generation, self._reconcile(source, topic))
+            ):
                 pass
-            await self._store.write(
-                "finish snapshot", inbox.finish_install(source, topic, position)
-            )
+            finish = inbox.finish_install(source, topic, Position(start.seq, start.hlc))
+            await self._store.write("finish snapshot", _in_life(source, start.generation, finish))
             _logger.warning(
                 "snapshot installed", role=self._role, source=source, topic=topic, seq=start.seq
             )
@@ -185,10 +193,11 @@ class Snapshots:
         return Position(start.seq, start.hlc)
 
     async def _receive(self, holder: str, source: str, topic: str) -> CopyStart:
-        """Stores all rows of a snapshot; returns what it holds."""
+        """Stores all rows of a snapshot in the place of what was there; returns what it holds."""
         request = CopyRequest(source=source, topic=topic)
         call = Call(self._copy, request.SerializeToString(), COPY_TIMEOUT_S)
         tables = {table.name: table for table in self._topics[topic].tables}
+        reached: dict[str, Row | None] = dict.fromkeys(tables)
         start = CopyStart()
         async with aclosing(self._mesh.stream(holder, call)) as parts:  # type: ignore[type-var] # a generator
             async for payload in parts:
@@ -196,13 +205,29 @@ class Snapshots:
                 match part.WhichOneof("part"):
                     case "start":
                         start = part.start
+                        await self._believe(source, topic, start.hlc)
                     case "page":
                         table = tables[part.page.table]
-                        await self._store.write("install", _install(table, part.page.rows))
+                        rows = copies.decoded(table, part.page.rows)
+                        keys = Range(reached[table.name], table.key(rows[-1]))
+                        reached[table.name] = keys.last
+                        unit = copies.install(table, source, keys, rows)
+                        await self._store.write("install", unit)
                     case "end":
+                        for name, after in reached.items():
+                            unit = copies.install(tables[name], source, Range(after), [])
+                            await self._store.write("install", unit)
                         return start
         raise unreachable(holder, ran=False)
 
+    async def _believe(self, source: str, topic: str, hlc: int) -> None:
+        """What is written here from now on must win over every row of the snapshot."""
+        self._stamps.hybrid.latest = max(self._stamps.hybrid.latest, hlc)
+        await self._store.write("believe", inbox.believe(source, topic, hlc))
 
-def _install(table: CopiedTable, rows: Sequence[CopyRow]) -> Unit[None]:
-    yield from copies.install(table, copies.decoded(table, rows))
+
+def _in_life(source: str, generation: int, unit: Unit[T]) -> Unit[T]:
+    """Runs a unit, unless the source's store is in another life by now: that must be adopted first."""
+    if (yield from inbox.generation_of(source)) != generation:
+        raise unreachable(source, ran=False)
+    return (yield from unit)

@@ -185,8 +185,11 @@ async def temporary_store(
     topics: Sequence[Topic] = (),
     peers: Sequence[str] = (),
     disk: FakeDisk | None = None,
+    *,
+    alive: bool = True,
 ) -> AsyncIterator[SqliteStore]:
-    """The real store with a log and an inbox, in memory and without a thread."""
+    """The real store with a log and an inbox, in memory and without a thread; one that is not alive is as
+    empty as a new disk."""
     disk = disk or FakeDisk()
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(node.SCHEMA + schema)
@@ -203,9 +206,10 @@ async def temporary_store(
     store = SqliteStore(hop, connection, copied, in_place)
     try:
         await store.write("prepare", node.prepare(topics, peers))
-        await store.write("begin life", log.begin_life(GENERATION, {}))
-        for peer in peers:
-            await store.write("seal", inbox.seal(peer, GENERATION))
+        if alive:
+            await store.write("begin life", log.begin_life(GENERATION, {}))
+            for peer in peers:
+                await store.write("seal", inbox.seal(peer, GENERATION))
         yield store
     finally:
         await store.close()

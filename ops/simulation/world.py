@@ -83,6 +83,8 @@ class Center:
     clock: SimulatedClock
     process: Incarnation | None = None
     dispatcher: Dispatcher | None = None
+    ready: bool = False
+    """Have all services of the process said that they may serve?"""
 
     @property
     def alive(self) -> bool:
@@ -117,7 +119,7 @@ class World:
         center = self.centers[name]
         self._started += 1
         process = Incarnation(self.loop, name)
-        center.process = process
+        center.process, center.ready = process, False
         self.loop.note(f"start {name}")
         process.spawn(self._live(center, process))
 
@@ -164,7 +166,7 @@ class World:
     def undisturbed(self, center: str) -> object | None:
         """The process, while it serves users, with all its stores had. A full disk is no excuse."""
         found = self.centers[center]
-        serving = found.alive and self.network.serves(f"gateway {center}")
+        serving = found.alive and found.ready and self.network.serves(f"gateway {center}")
         return found.process if serving and self.has_all(center) else None
 
     def has_all(self, center: str) -> bool:
@@ -239,6 +241,8 @@ class World:
         async with asyncio.TaskGroup() as tasks:
             for duty in built.duties:
                 tasks.create_task(duty())
+            await asyncio.gather(*(wait() for wait in built.wait_alive))
+            center.ready = True
 
 
 _placements: dict[tuple[str, ...], Placement] = {}

@@ -94,7 +94,8 @@ def start_mesh(state: Path, *arguments: str, port_base: int | None = None) -> Ru
 def free_port_base() -> int:
     """A base whose blocks for three centers are free. Blocks are tried in an order of this process."""
     for attempt in range(200):
-        base = 10_000 + (os.getpid() * 7 + attempt * 13) % 110 * 400
+        # Below the ports that the system gives to connections, which come and go.
+        base = 10_000 + (os.getpid() * 7 + attempt * 13) % 55 * 400
         ports = [base + 81, *(base + 100 * i + k for i in (1, 2, 3) for k in range(60))]
         if all(_is_free(port) for port in ports):
             return base

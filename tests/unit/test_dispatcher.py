@@ -21,7 +21,7 @@ from runtime.dispatcher import Dispatcher, Incoming
 from runtime.endpoint import ACCOUNT, CAUSAL, SERVED_BY, Call
 from runtime.errors import RpcError
 from runtime.hlc import AHEAD_MS_MAX, CLIENT_AHEAD_MS_MAX, COUNTER_BITS, HybridClock
-from runtime.methods import method
+from runtime.methods import PUBLIC_FILES, method, methods_in, service_methods
 from tests.fakes import NOON_MS, FakeClock, account
 
 ALICE, BOB = account(1), account(2)
@@ -207,3 +207,39 @@ async def test_streams_are_guarded_like_single_answers() -> None:
     with pytest.raises(RpcError, match="MALFORMED"):
         await anext(made.stream(Call(WATCH, b"\xff", 1.0)))
     assert [message async for message in made.stream(Call(WATCH, b"", 1.0))] == [b""]
+
+
+RECOVERS = RpcError(StatusCode.UNAVAILABLE, "CENTER_RECOVERING", "gets its data back")
+
+
+async def test_a_service_that_recovers_refuses_until_it_is_well() -> None:
+    accounts, recovers = Accounts(), True
+    made = Dispatcher("a", HybridClock(FakeClock()))
+    made.add("duohuo.v1.AccountService", accounts, refusal=lambda: RECOVERS if recovers else None)
+    for call in (get(ALICE, ALICE), get(ALICE, BOB), Call(REGISTER, b"\xff", 1.0)):
+        with pytest.raises(RpcError) as refused:
+            await made.unary(call)
+        assert refused.value is RECOVERS
+    assert accounts.callers == []
+    recovers = False
+    await made.unary(get(ALICE, ALICE))
+    assert accounts.callers == [ALICE]
+
+
+async def test_streams_are_refused_before_their_first_message() -> None:
+    made = Dispatcher("a", HybridClock(FakeClock()))
+    made.add("duohuo.v1.AnnouncementService", Announcements(), refusal=lambda: RECOVERS)
+    with pytest.raises(RpcError, match="CENTER_RECOVERING"):
+        await anext(made.stream(Call(WATCH, b"", 1.0)))
+
+
+@pytest.mark.parametrize("role", ["Account", "Session", "Transfer"])
+def test_what_recovering_needs_is_answered_all_the_same(role: str) -> None:
+    """A snapshot is not: whoever has not all of its own may have nothing of others'."""
+    service = service_methods(f"duohuo.internal.v1.{role}PeerService")
+    answered = {one.name for one in service if one.while_recovering}
+    assert answered == {"Exchange", "Pull", "Seal", "Inspect", "ListParked"}
+
+
+def test_users_methods_are_never_answered_by_a_service_that_recovers() -> None:
+    assert not [one.path for one in methods_in(PUBLIC_FILES).values() if one.while_recovering]

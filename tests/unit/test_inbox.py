@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from duohuo.internal.v1.log_pb2 import AccountCreated, LogEntry, LogRecord
 from runtime.store import SqliteStore, Unit, query
 from sync_bus import inbox
-from sync_bus.inbox import Arrival, Cursor, Outcome
-from sync_bus.log import Road, Stamp, Topic
+from sync_bus.inbox import Arrival, Copy, Cursor, Outcome
+from sync_bus.log import Position, Road, Stamp, Topic
 from tests.fakes import GENERATION, NOON_MS, stamp, temporary_store
 
 APPLIED, DUPLICATE, GAP, PARKED, HELD = Outcome
@@ -182,3 +182,95 @@ def test_deliveries_in_any_order_then_filled_give_one_state(
             assert await store.read(inbox.cursors("b")) == {"accounts": len(entries)}
 
     asyncio.run(replicate())
+
+
+async def copy(store: SqliteStore, source: str = "b") -> Copy:
+    return await store.read(inbox.copy_of(source, "accounts"))
+
+
+def of_life(generation: int, seq: int) -> Arrival:
+    made = arrival(seq)
+    made.entry.generation = generation
+    return made
+
+
+@pytest.mark.parametrize(
+    ("generation", "outcome"), [(GENERATION - 1, DUPLICATE), (GENERATION, APPLIED), (2, HELD)]
+)
+async def test_entries_count_in_the_life_that_is_known_alone(
+    store: SqliteStore, generation: int, outcome: Outcome
+) -> None:
+    assert await deliver(store, [of_life(generation, 1)]) == [outcome]
+    assert await effects(store) == (["1"] if outcome is APPLIED else [])
+
+
+async def test_a_seal_ends_all_earlier_lives_and_keeps_what_has_been_applied(
+    store: SqliteStore,
+) -> None:
+    await deliver(store, [arrival(1)])
+    assert await store.write("seal", inbox.seal("b", 5)) == 5
+    assert await deliver(store, [arrival(2)]) == [DUPLICATE]
+    assert await deliver(store, [of_life(5, 2), of_life(6, 3)]) == [APPLIED, HELD]
+    assert (await copy(store)).position.seq == 2
+    assert await store.read(inbox.generation_of("c")) == GENERATION
+
+
+@pytest.mark.parametrize("asked", [0, 3, 5])
+async def test_a_seal_that_is_too_early_says_which_life_is_known(
+    store: SqliteStore, asked: int
+) -> None:
+    await store.write("seal", inbox.seal("b", 5))
+    assert await store.write("seal", inbox.seal("b", asked)) == 5
+
+
+@pytest.mark.parametrize(
+    ("bases", "follows"),
+    [({"accounts": 2}, True), ({"accounts": 3}, True), ({"accounts": 1}, False), ({}, False)],
+    ids=str,
+)
+async def test_a_life_is_followed_unless_it_began_before_what_is_here(
+    store: SqliteStore, bases: dict[str, int], follows: bool
+) -> None:
+    await deliver(store, [arrival(1), arrival(2)])
+    assert await store.write("adopt", inbox.adopt("b", 7, bases)) is follows
+    found = await copy(store)
+    assert (found.generation, found.diverged) == ((7, False) if follows else (GENERATION, True))
+    held = [HELD] if not follows else [APPLIED]
+    assert await deliver(store, [of_life(found.generation, 3)]) == held
+
+
+async def test_a_seal_ends_a_divergence(store: SqliteStore) -> None:
+    await deliver(store, [arrival(1)])
+    await store.write("adopt", inbox.adopt("b", 7, {}))
+    await store.write("seal", inbox.seal("b", 8))
+    assert not (await copy(store)).diverged
+    assert await deliver(store, [of_life(8, 2)]) == [APPLIED]
+
+
+async def test_nothing_applies_while_a_snapshot_is_installed_and_then_what_is_behind_it(
+    store: SqliteStore,
+) -> None:
+    await deliver(store, [arrival(1)])
+    await store.write("begin", inbox.begin_install("b", "accounts"))
+    assert await store.read(inbox.incomplete("b")) == ["accounts"]
+    assert await store.read(inbox.incomplete("c")) == []
+    assert await deliver(store, [arrival(2)]) == [HELD]
+    assert await deliver(store, [arrival(1, topic="other")]) == [APPLIED]
+    hlc = stamp(50).hlc
+    finish = inbox.finish_install("b", "accounts", Position(5, hlc))
+    await store.write("finish", finish)
+    assert await copy(store) == Copy(GENERATION, Position(5, hlc), False, False, 0)
+    assert await deliver(store, [arrival(5), arrival(7), arrival(6)]) == [DUPLICATE, GAP, APPLIED]
+    assert (await copy(store)).position == Position(6, hlc)
+
+
+async def test_repaired_rows_are_counted_by_source_and_topic(store: SqliteStore) -> None:
+    for rows in (2, 3):
+        await store.write("count", inbox.count_repaired("b", "other", rows))
+    seen = await store.read(inbox.inspect())
+    assert {(one.source, one.topic): one.repaired for one in seen} == {
+        ("b", "accounts"): 0,
+        ("b", "other"): 5,
+        ("c", "accounts"): 0,
+        ("c", "other"): 0,
+    }

@@ -104,7 +104,11 @@ async def test_a_source_tells_since_when_the_first_missing_entry_waits_by_its_ow
 ) -> None:
     for at_ms in (10, 20, 30):
         await store.write("append", log.append(accounts.ACCOUNTS, stamp(at_ms), LogRecord()))
-    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100), lambda: None)
+
+    async def not_lost() -> None:
+        raise AssertionError
+
+    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100), not_lost)
 
     async def exchange(**cursors: int) -> ExchangeResponse:
         request = ExchangeRequest(center="b", cursors=cursors, generation=GENERATION)

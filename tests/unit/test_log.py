@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from duohuo.internal.v1.log_pb2 import AccountCreated, LogRecord
+from runtime.errors import RpcError
 from runtime.store import SqliteStore, Unit, query
 from sync_bus import log, node
-from sync_bus.log import Road, Topic
+from sync_bus.log import Destination, Life, Position, Road, Topic
 from tests.fakes import stamp, temporary_store
 
 ACCOUNTS, OTHER = Topic("accounts", Road.JETSTREAM), Topic("other", Road.FEED)
@@ -132,3 +133,118 @@ async def test_the_clock_starts_above_everything_written_or_applied(store: Sqlit
     applied = stamp(12).hlc
     await store.write("applied", query("UPDATE cursor SET hlc = ? WHERE source = 'c'", applied))
     assert await store.read(log.latest_hlc()) == applied
+
+
+async def needed(store: SqliteStore, topic: str = "accounts") -> dict[str, bool]:
+    """Which destinations are declared to need a snapshot."""
+    found = await store.read(log.destinations())
+    return {one.center: one.snapshot_needed for one in found if one.topic == topic}
+
+
+async def bound(store: SqliteStore, entries_max: int) -> list[str]:
+    return await store.write("bound", log.bound("accounts", entries_max))
+
+
+async def confirm(store: SqliteStore, destination: str, seq: int) -> None:
+    await store.write("confirm", log.confirm(destination, "accounts", seq))
+
+
+async def test_a_log_that_is_not_too_long_is_left_alone(store: SqliteStore) -> None:
+    await fill(store, 5)
+    assert not await store.read(log.is_too_long("accounts", 5))
+    assert await store.read(log.is_too_long("accounts", 4))
+    assert not await store.read(log.is_too_long("other", 0))
+    assert await bound(store, 5) == []
+    assert await held(store) == [1, 2, 3, 4, 5]
+
+
+async def test_one_destination_away_is_declared_once_and_counts_no_more(store: SqliteStore) -> None:
+    await fill(store, 5)
+    await confirm(store, "b", 1)
+    await confirm(store, "c", 4)
+    assert await bound(store, 3) == ["b"]
+    assert await needed(store) == {"b": True, "c": False}
+    assert await held(store) == [5]
+    assert await bound(store, 3) == []
+    assert not await store.read(log.is_too_long("accounts", 3))
+
+
+async def test_when_all_are_away_so_many_entries_are_kept(store: SqliteStore) -> None:
+    await fill(store, 5)
+    assert await bound(store, 2) == ["b", "c"]
+    assert await held(store) == [4, 5]
+    await store.write("append", log.append(ACCOUNTS, stamp(6), created("6")))
+    assert await store.read(log.is_too_long("accounts", 2))
+    assert await bound(store, 2) == []
+    assert await held(store) == [5, 6]
+
+
+@pytest.mark.parametrize(("seq", "still"), [(2, True), (3, False), (4, False), (5, False)])
+async def test_who_has_caught_up_with_the_log_needs_no_snapshot_any_more(
+    store: SqliteStore, seq: int, still: bool
+) -> None:
+    """Entries 4 and 5 are kept."""
+    await fill(store, 5)
+    await bound(store, 2)
+    await confirm(store, "b", seq)
+    assert await needed(store) == {"b": still, "c": True}
+
+
+@pytest.mark.parametrize(("seq", "still"), [(4, True), (5, False)])
+async def test_the_same_when_the_log_is_empty(store: SqliteStore, seq: int, still: bool) -> None:
+    await fill(store, 5)
+    await bound(store, 2)
+    await confirm(store, "c", 5)
+    assert await held(store) == []
+    await confirm(store, "b", seq)
+    assert await needed(store) == {"b": still, "c": False}
+
+
+async def test_a_long_log_is_forgotten_some_at_a_time(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "FORGOTTEN_AT_ONCE_MAX", 2)
+    await fill(store, 5)
+    kept = []
+    for _ in range(3):
+        await bound(store, 1)
+        kept.append(await held(store))
+    assert kept == [[3, 4, 5], [5], [5]]
+
+
+async def test_people_see_what_is_kept_for_whom(store: SqliteStore) -> None:
+    await fill(store, 5)
+    await confirm(store, "c", 5)
+    await confirm(store, "b", 2)
+    seen = await store.read(log.destinations())
+    assert seen == [
+        Destination("accounts", "b", head=5, confirmed=2, kept=3, snapshot_needed=False),
+        Destination("accounts", "c", head=5, confirmed=5, kept=3, snapshot_needed=False),
+        Destination("other", "b", head=0, confirmed=0, kept=0, snapshot_needed=False),
+        Destination("other", "c", head=0, confirmed=0, kept=0, snapshot_needed=False),
+    ]
+
+
+async def test_nothing_is_appended_before_a_life_or_after_its_loss() -> None:
+    async with temporary_store("", [ACCOUNTS, OTHER], ["b"], alive=False) as store:
+        assert await store.read(log.life()) == Life(0, lost=False)
+
+        async def append() -> int:
+            return await store.write("append", log.append(ACCOUNTS, stamp(1), created("x")))
+
+        with pytest.raises(RpcError, match="CENTER_RECOVERING"):
+            await append()
+        positions = {"accounts": Position(7, stamp(5).hlc)}
+        await store.write("begin", log.begin_life(3, positions))
+        assert await append() == 8
+        (entry,) = await store.read(log.read_after("accounts", 0, 10))
+        assert (entry.seq, entry.generation) == (8, 3)
+        assert await store.read(log.bases()) == {"accounts": 7, "other": 0}
+        assert await store.read(log.position("accounts")) == Position(8, stamp(5).hlc)
+        await store.write("lose", log.mark_lost())
+        assert await store.read(log.life()) == Life(3, lost=True)
+        with pytest.raises(RpcError, match="CENTER_RECOVERING") as refused:
+            await append()
+        assert refused.value.retry_after_ms == 1000
+        assert not refused.value.ran
+        assert await store.read(log.heads()) == {"accounts": 8, "other": 0}

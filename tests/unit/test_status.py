@@ -4,8 +4,14 @@ import re
 
 import pytest
 
-from duohuo.v1.operator_service_pb2 import CenterStatus, PeerStatus, RoadStatus
-from ops.status import _clocks, _roads, duration
+from duohuo.v1.operator_service_pb2 import (
+    CenterStatus,
+    LogStatus,
+    PeerStatus,
+    RecoveryStatus,
+    RoadStatus,
+)
+from ops.status import _clocks, _roads, _stores, duration
 
 
 def test_clocks_that_disagree_are_named_with_their_drift() -> None:
@@ -84,3 +90,39 @@ def test_a_silent_source_does_not_look_like_one_without_lag() -> None:
 )
 def test_a_length_of_time_is_short(milliseconds: int, shown: str) -> None:
     assert duration(milliseconds) == shown
+
+
+def test_stores_that_are_not_as_they_should_be_are_named() -> None:
+    waits = RecoveryStatus(role="transfer", doing="has an empty store, and waits for b")
+    away = LogStatus(
+        topic="ledger", destination="c", head=5000, confirmed=1000, kept=2000, snapshot_needed=True
+    )
+    known = {
+        "a": CenterStatus(recoveries=[waits], logs=[away]),
+        "b": CenterStatus(
+            roads=[
+                RoadStatus(source_center="a", topic="ledger", installing=True),
+                RoadStatus(source_center="a", topic="accounts", diverged=True),
+                RoadStatus(source_center="c", topic="ledger", repaired=3),
+            ]
+        ),
+    }
+    assert _stores(known).splitlines() == [
+        "! center a does not serve as transfer: it has an empty store, and waits for b",
+        (
+            "! center c has been away for too long: it will get a snapshot of ledger of center a"
+            " (4000 entries behind, 2000 are kept)"
+        ),
+        "! center b installs a snapshot: ledger of center a",
+        (
+            "! center b has accounts of center a that center a has lost: it takes nothing more from"
+            " there; see docs/recovery.md"
+        ),
+        "! center b has repaired 3 rows: ledger of center c",
+    ]
+
+
+def test_stores_that_are_well_are_not_mentioned() -> None:
+    road = RoadStatus(source_center="a", topic="ledger", cursor=5, head=7)
+    log = LogStatus(topic="ledger", destination="a", head=5, confirmed=1, kept=4)
+    assert _stores({"b": CenterStatus(roads=[road], logs=[log])}) == ""

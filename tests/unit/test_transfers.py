@@ -4,7 +4,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from duohuo.internal.v1.log_pb2 import POSTING_KIND_DEBIT, Leg, LogRecord, Posting
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_DEBIT,
+    Leg,
+    LogRecord,
+    Posting,
+    TransferSettled,
+)
 from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_CREDITED,
     TRANSFER_STATE_DEBITED,
@@ -18,6 +24,7 @@ from tests.fakes import account, stamp
 from tests.unit.bank import Bank, bank
 from transfer_svc import ledger, transfers
 from transfer_svc.audit import Audit
+from transfer_svc.inbound import Inbound
 from transfer_svc.ledger import NotCovered
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
 from transfer_svc.states import IllegalTransition, TransferEvent
@@ -320,3 +327,120 @@ async def test_a_delivery_again_is_a_duplicate(two: Bank) -> None:
     assert await two.deliver("a", "b") == [Outcome.APPLIED] * 2
     assert await two.deliver("a", "b", again=2) == [Outcome.DUPLICATE] * 2
     assert await balances(two, BOB) == [30]
+
+
+async def copied(two: Bank, table: str, center: str) -> list[list[tuple[object, ...]]]:
+    """What each center has of one center's rows."""
+    unit = f"SELECT * FROM {table} WHERE center = ? ORDER BY payer_account_id, transfer_id"  # noqa: S608 - constant names
+    return [await one.store.read(query(unit, center)) for one in two.centers.values()]
+
+
+async def test_decisions_and_credits_are_copied_as_they_are(two: Bank) -> None:
+    """Deposits, at one home, between homes, refused at home, refused by the payee's, for applications."""
+    await two.deposit(ALICE, 100, "deposit-1")
+    await two.deposit(BOB, 100, "deposit-1")
+    await two.pay(ALICE, ALAN, 10, "at one home")
+    await two.pay(ALICE, ALAN, 10, "applied for at one home", application="application-1")
+    await two.pay(ALICE, BOB, 10, "between homes")
+    await two.pay(ALICE, BOB, 10, "applied for between homes", application="application-2")
+    await two.pay(ALICE, BOB, 1000, "too much")
+    await two.pay(ALICE, BOB, 10, "cancelled", refused="CANCELLED", application="application-3")
+    await two.pay(BOB, ALICE, 10, "back")
+    await two.deposit(account(4), 50, "deposit-2", "EUR")
+    await two.pay(account(4), BOB, 10, "in euros", "EUR")
+    for settled in (False, True):
+        if settled:
+            await two.settle()
+        else:
+            await two.deliver("a", "b")  # debited: not settled yet
+        for table in ("transfer", "received") if settled else ("transfer",):
+            at_a, at_b = await copied(two, table, "a")
+            assert at_a == at_b
+    assert len((await copied(two, "transfer", "a"))[0]) == 9
+    at_a, at_b = await copied(two, "received", "b")
+    assert at_a == at_b
+    assert [row[3] for row in at_a] == ["", "", "CURRENCY_MISMATCH"]
+    at_a, at_b = await copied(two, "transfer", "b")
+    assert at_a == at_b
+
+
+async def test_copies_of_a_transfer_may_come_in_any_order(two: Bank) -> None:
+    """As a parked entry does: how it ended may be known before that it was debited."""
+    await two.deposit(ALICE, 100, "deposit-1")
+    await two.pay(ALICE, BOB, 10, "transfer-1")
+    await two.settle()
+    a, b = two.centers["a"], two.centers["b"]
+    await b.store.write("forget", query("DELETE FROM transfer WHERE transfer_id = 'transfer-1'"))
+    row = await a.transfer(ALICE, "transfer-1")
+    assert row is not None
+    settled = TransferSettled(
+        transfer_id=row.transfer_id,
+        payer_account_id=row.payer_account_id,
+        payee_account_id=row.payee_account_id,
+        payee_home=row.payee_home,
+        state=row.state,
+        body_hash=row.body_hash,
+        currency_code=row.currency,
+        minor_units=row.minor_units,
+        create_time_ms=row.create_ms,
+    )
+    debit = Posting(
+        kind=POSTING_KIND_DEBIT,
+        transfer_id=row.transfer_id,
+        payer_account_id=row.payer_account_id,
+        payee_account_id=row.payee_account_id,
+        other_home="b",
+        currency_code=row.currency,
+        minor_units=row.minor_units,
+        body_hash=row.body_hash,
+    )
+    for _ in range(2):
+        await b.store.write("settled", transfers.copy_settled("a", settled))
+        await b.store.write("debit", transfers.copy_posting("a", debit, row.create_ms))
+        assert await b.transfer(ALICE, "transfer-1") == row
+
+
+async def test_what_is_to_be_credited_or_settled_is_found_from_rows(two: Bank) -> None:
+    await two.deposit(ALICE, 100, "deposit-1")
+    for number in range(3):
+        await two.pay(ALICE, BOB, 10, f"transfer-{number}")
+    await two.pay(ALICE, ALAN, 10, "at one home")
+    a, b = two.centers["a"].store, two.centers["b"].store
+    assert [one.transfer_id for one in await a.read(transfers.uncredited("a", "b", 2))] == [
+        "transfer-0",
+        "transfer-1",
+    ]
+    assert await a.read(transfers.uncredited("b", "a", 9)) == []
+    assert await a.read(transfers.uncredited("a", "a", 9)) == []
+    await two.deliver("a", "b", limit=3)  # the deposit and two debits
+    assert await b.read(transfers.uncredited("a", "b", 9)) == []
+    assert await a.read(transfers.unsettled("b", "a", 9)) == []
+    await two.centers["a"].store.write(
+        "copied",
+        query(
+            "INSERT INTO received VALUES (?, 'transfer-0', 'a', '', 'b'),"
+            " (?, 'transfer-1', 'a', 'BALANCE_LIMIT', 'b'), (?, 'at one home', 'a', '', 'b')",
+            *(ALICE, ALICE, ALICE),
+        ),
+    )
+    assert await a.read(transfers.unsettled("b", "a", 9)) == [
+        (ALICE, "transfer-0", ""),
+        (ALICE, "transfer-1", "BALANCE_LIMIT"),
+    ]
+    assert len(await a.read(transfers.unsettled("b", "a", 1))) == 1
+    assert await a.read(transfers.unsettled("c", "a", 9)) == []
+
+
+async def test_a_center_credits_only_its_own_accounts(two: Bank) -> None:
+    """Reconciling with everything reconciled, and with what is none of its business, does nothing."""
+    await two.deposit(ALICE, 100, "deposit-1")
+    await two.pay(ALICE, BOB, 10, "transfer-1")
+    await two.settle()
+    for name, other in (("a", "b"), ("b", "a")):
+        center = two.centers[name]
+        heads = await center.store.read(log.heads())
+        for source in (name, other):
+            for topic in ("ledger", "applications"):
+                unit = Inbound(center.site).reconcile(source, topic)
+                assert await center.store.write("reconcile", unit) == 0
+        assert await center.store.read(log.heads()) == heads
