@@ -9,6 +9,7 @@ from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from runtime.dispatcher import Dispatcher
 from runtime.placement import slot_of
 from runtime.store import Store, Unit
+from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
 from sync_bus.node import ServiceNode
@@ -16,7 +17,7 @@ from sync_bus.site import Site
 
 ROLE = "account"
 SCHEMA = store.SCHEMA
-TOPICS = store.TOPICS
+TOPICS = (*store.TOPICS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from duohuo.v1.operator_service_pb2 import (
     FindSpansResponse,
     GetFactsRequest,
     GetStatusRequest,
+    ListAuditRequest,
+    ListAuditResponse,
     ListParkedRequest,
     ListParkedResponse,
     ListVersionsRequest,
@@ -41,7 +43,7 @@ from duohuo.v1.operator_service_pb2 import (
 )
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
-from runtime.endpoint import AUTHORIZATION, Call, Endpoint, Reply, ask
+from runtime.endpoint import AUTHORIZATION, OPERATOR, Call, Endpoint, Reply, ask
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -53,6 +55,8 @@ SERVICE_ROLES = ("account", "session", "transfer")
 ROLE_TIMEOUT_S = 5.0
 FACTS_TIMEOUT_S = 30.0
 RETRY_TIMEOUT_S = 30.0
+WHO = "operator"
+"""All operators share one token, and so one name."""
 M = TypeVar("M", bound=Message)
 
 
@@ -70,7 +74,7 @@ class OperatorServicer:
         self._placement = placement
         self._spans = spans
 
-    async def Deposit(self, request: DepositRequest, _incoming: Incoming) -> DepositResponse:
+    async def Deposit(self, request: DepositRequest, incoming: Incoming) -> DepositResponse:
         place = place_of(request.user)
         if place is None or place.slot is None or place.origin is not None:
             raise invalid("user", "must be an account id or an identifier")
@@ -95,6 +99,7 @@ class OperatorServicer:
             ),
             BookDepositResponse,
             ROLE_TIMEOUT_S,
+            {OPERATOR: incoming.operator},
         )
         return DepositResponse(account_id=found.account_id, balance=booked.balance)
 
@@ -163,10 +168,10 @@ class OperatorServicer:
         return listed
 
     async def RetryParked(
-        self, request: RetryParkedRequest, _incoming: Incoming
+        self, request: RetryParkedRequest, incoming: Incoming
     ) -> RetryParkedResponse:
         answers = await self._ask_roles(
-            "RetryParked", request, RetryParkedResponse, RETRY_TIMEOUT_S
+            "RetryParked", request, RetryParkedResponse, RETRY_TIMEOUT_S, incoming.operator
         )
         silent = _silent(answers)
         actions = [action for answer in answers if answer for action in answer.actions]
@@ -175,14 +180,24 @@ class OperatorServicer:
         return RetryParkedResponse(actions=actions, silent_roles=silent)
 
     async def DropParked(
-        self, request: DropParkedRequest, _incoming: Incoming
+        self, request: DropParkedRequest, incoming: Incoming
     ) -> DropParkedResponse:
         if not request.HasField("name"):
             raise invalid("name", "must name one entry")
-        answers = await self._ask_roles("DropParked", request, DropParkedResponse, ROLE_TIMEOUT_S)
+        answers = await self._ask_roles(
+            "DropParked", request, DropParkedResponse, ROLE_TIMEOUT_S, incoming.operator
+        )
         actions = [action for answer in answers if answer for action in answer.actions]
         _require_found(actions, _silent(answers))
         return DropParkedResponse(actions=actions)
+
+    async def ListAudit(self, request: ListAuditRequest, _incoming: Incoming) -> ListAuditResponse:
+        answers = await self._ask_roles("ListAudit", request, ListAuditResponse, ROLE_TIMEOUT_S)
+        actions = [action for answer in answers if answer for action in answer.actions]
+        actions.sort(key=lambda action: action.time.ToNanoseconds(), reverse=True)
+        return ListAuditResponse(
+            actions=actions[: request.limit or None], silent_roles=_silent(answers)
+        )
 
     async def ListVersions(
         self, request: ListVersionsRequest, _incoming: Incoming
@@ -194,12 +209,22 @@ class OperatorServicer:
         return FindSpansResponse(spans=self._spans.find(request.id))
 
     async def _ask_roles(
-        self, name: str, request: Message, response_type: type[M], timeout_s: float
+        self,
+        name: str,
+        request: Message,
+        response_type: type[M],
+        timeout_s: float,
+        operator: str = "",
     ) -> Sequence[M | None]:
         async def one(role: str) -> M | None:
             try:
                 return await ask(
-                    self._mesh.local, peer_method(role, name), request, response_type, timeout_s
+                    self._mesh.local,
+                    peer_method(role, name),
+                    request,
+                    response_type,
+                    timeout_s,
+                    {OPERATOR: operator},
                 )
             except RpcError:
                 return None
@@ -233,21 +258,19 @@ def _require_found(actions: Sequence[ParkedAction], silent: Sequence[str]) -> No
 
 
 class OperatorGate:
-    """Lets calls through that carry the operators' bearer token."""
+    """Lets calls through that carry the operators' bearer token, and says in whose name they act."""
 
     def __init__(self, endpoint: Endpoint, token: str) -> None:
         self._endpoint = endpoint
         self._expected = f"Bearer {token}".encode()
 
     async def unary(self, call: Call) -> Reply:
-        self._check(call)
-        return await self._endpoint.unary(call)
+        return await self._endpoint.unary(self._checked(call))
 
     def stream(self, call: Call) -> AsyncIterator[bytes]:
-        self._check(call)
-        return self._endpoint.stream(call)
+        return self._endpoint.stream(self._checked(call))
 
-    def _check(self, call: Call) -> None:
+    def _checked(self, call: Call) -> Call:
         given = call.metadata.get(AUTHORIZATION, "").encode()
         if not hmac.compare_digest(given, self._expected):
             raise RpcError(
@@ -255,3 +278,5 @@ class OperatorGate:
                 "OPERATOR_TOKEN_INVALID",
                 "this port is for operators and needs their token",
             )
+        metadata = {**call.metadata, OPERATOR: WHO}
+        return Call(call.method, call.request, call.timeout_s, metadata)

@@ -7,6 +7,7 @@ import typer
 
 from ops import (
     account_commands,
+    audit_commands,
     bench_commands,
     center_commands,
     money_commands,
@@ -24,6 +25,7 @@ center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
 parked_commands.add_to(app)
+audit_commands.add_to(app)
 bench_commands.add_to(app)
 
 

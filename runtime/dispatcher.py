@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from duohuo.v1.routing_pb2 import ACCESS_USER
 from runtime import telemetry
-from runtime.endpoint import ACCOUNT, CAUSAL, SERVED_BY, Call, Reply
+from runtime.endpoint import ACCOUNT, CAUSAL, OPERATOR, SERVED_BY, Call, Reply
 from runtime.errors import RpcError, invalid
 from runtime.hlc import HybridClock
 from runtime.methods import Method, service_methods
@@ -26,6 +26,7 @@ class Incoming:
     caller_account_id: str
     timeout_s: float
     causal: int = 0
+    operator: str = ""
     reply_metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,7 +113,7 @@ class Dispatcher:
             raise RpcError(
                 StatusCode.PERMISSION_DENIED, "NOT_YOURS", f"{owner} must be your own account"
             )
-        incoming = Incoming(caller, call.timeout_s)
+        incoming = Incoming(caller, call.timeout_s, operator=call.metadata.get(OPERATOR, ""))
         if causal := call.metadata.get(CAUSAL):
             incoming.causal = self._observe(causal)
         return handler, request, incoming

@@ -9,6 +9,7 @@ from runtime.store import Store
 from session_svc import store
 from session_svc.service import SessionService
 from session_svc.sessions import Sessions
+from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
 from sync_bus.node import ServiceNode
@@ -16,7 +17,7 @@ from sync_bus.site import Site
 
 ROLE = "session"
 SCHEMA = store.SCHEMA
-TOPICS = store.TOPICS
+TOPICS = (*store.TOPICS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)

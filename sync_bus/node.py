@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.internal.v1.peer_services_pb2 import (
     CollectFactsRequest,
     CollectFactsResponse,
@@ -11,29 +12,35 @@ from duohuo.internal.v1.peer_services_pb2 import (
     InspectResponse,
 )
 from duohuo.v1.operator_service_pb2 import (
+    AuditAction,
     DropParkedRequest,
     DropParkedResponse,
     EntryName,
+    ListAuditRequest,
+    ListAuditResponse,
     ListParkedRequest,
     ListParkedResponse,
     LogStatus,
     RetryParkedRequest,
     RetryParkedResponse,
 )
+from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
+from runtime.errors import invalid
 from runtime.store import Store, Unit, query
-from sync_bus import inbox, log, parked
+from sync_bus import audit, inbox, log, parked
 from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.bus import Bus
 from sync_bus.feed import FeedServicer
 from sync_bus.inbox import Handler
-from sync_bus.log import Topic
+from sync_bus.log import Stamp, Topic
 from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 from sync_bus.snapshot import Reconcile, Snapshots, SnapshotServicer
 
-SCHEMA = log.SCHEMA + inbox.SCHEMA + parked.SCHEMA
+SCHEMA = log.SCHEMA + inbox.SCHEMA + audit.SCHEMA
+AUDIT_ACTIONS_DEFAULT, AUDIT_ACTIONS_MAX = 100, 1000
 
 
 class Inspection(Protocol):
@@ -98,13 +105,15 @@ class ServiceNode:
         )
         self.refusal = self._recovery.refusal
         self.wait_alive = self._recovery.wait_alive
-        self._replicator = Replicator(role, topics, database, site, bus, handler, snapshots)
+        self._replicator = Replicator(
+            role, topics, database, site, bus, _with_audit(handler), snapshots
+        )
         self._anti_entropy = AntiEntropy(role, topics, database, site.mesh)
         self.current_ms = self._replicator.current_ms
         self._inspection = inspection
         self._store = database
         self._here = site.here
-        self._clock = site.clock
+        self._stamps = site.stamps
         self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(
@@ -159,6 +168,7 @@ class ServiceNode:
             for one in cursors
             if one.parked
         )
+        facts.violations.extend(await self._store.read(audit.broken()))
         return facts
 
     async def ListParked(
@@ -167,24 +177,65 @@ class ServiceNode:
         waiting = await self._store.read(parked.find(None))
         return ListParkedResponse(
             entries=[one.shown() for one in waiting],
-            actions=await self._store.read(parked.actions()),
+            actions=await self._store.read(parked.actions(self._here)),
         )
 
     async def RetryParked(
-        self, request: RetryParkedRequest, _incoming: Incoming
+        self, request: RetryParkedRequest, incoming: Incoming
     ) -> RetryParkedResponse:
         name: EntryName | None = request.name if request.HasField("name") else None
         waiting = await self._store.read(parked.find(name))
-        return RetryParkedResponse(actions=await self._replicator.retry(parked.OPERATOR, waiting))
+        actions = await self._replicator.retry(incoming.operator, waiting)
+        return RetryParkedResponse(actions=[parked.shown(one) for one in actions])
 
     async def DropParked(
-        self, request: DropParkedRequest, _incoming: Incoming
+        self, request: DropParkedRequest, incoming: Incoming
     ) -> DropParkedResponse:
         done = DropParkedResponse()
         for one in await self._store.read(parked.find(request.name)):
-            unit = parked.drop(parked.OPERATOR, one, self._clock.wall_ms())
+            unit = parked.drop(self.role, self._here, incoming.operator, one, self._stamps.now())
             action = await self._store.write("drop parked", unit)
             if action is not None:
-                parked.tell(self.role, action)
-                done.actions.append(action)
+                audit.tell(self.role, action)
+                done.actions.append(parked.shown(action))
         return done
+
+    async def ListAudit(self, request: ListAuditRequest, _incoming: Incoming) -> ListAuditResponse:
+        if not 0 <= request.limit <= AUDIT_ACTIONS_MAX:
+            raise invalid("limit", f"must be from 1 to {AUDIT_ACTIONS_MAX}")
+        found = await self._store.read(
+            audit.find(
+                request.target,
+                request.action,
+                milliseconds(request.since_time),
+                request.limit or AUDIT_ACTIONS_DEFAULT,
+            )
+        )
+        return ListAuditResponse(
+            actions=[
+                AuditAction(
+                    time=timestamp(one.time_ms),
+                    center=one.center,
+                    who=one.who,
+                    action=one.action,
+                    target=one.target,
+                    before=one.before,
+                    after=one.after,
+                    role=self.role,
+                    number=one.number,
+                )
+                for one in found
+            ]
+        )
+
+
+def _with_audit(handler: Handler) -> Handler:
+    """The effect of another center's records: what its operators did is the same for all services."""
+
+    def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        if record.HasField("audit_recorded"):
+            yield from audit.copy(record.audit_recorded)
+        else:
+            yield from handler(source, record, stamp)
+
+    return apply

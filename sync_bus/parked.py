@@ -1,8 +1,8 @@
 """Entries that could not be applied, and what was done about them.
 
 A parked entry is retried by an operator once its cause is gone, or dropped. Each is one unit with its
-row in `parked_action`, which only grows: who, what, when, what was before and what came of it. Entries
-from too far ahead are retried by themselves, when the local clock has caught up (`who` is "clock").
+row in the audit log. Entries from too far ahead are retried by themselves, when the local clock has caught
+up (`who` is "clock").
 
 Those behind a parked entry have been applied: a retry is out of order. Handlers hold that, each by its
 own means: versions, numbers, states that only move on.
@@ -10,34 +10,22 @@ own means: versions, numbers, states that only move on.
 
 from typing import NamedTuple
 
-import structlog
 from google.protobuf.message import DecodeError
 
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from duohuo.v1.operator_service_pb2 import EntryName, ParkedAction, ParkedEntry
 from runtime.clock import timestamp
-from runtime.store import Row, Unit, query
-from sync_bus import inbox
+from runtime.store import Unit, query
+from sync_bus import audit, inbox
+from sync_bus.audit import Action
 from sync_bus.inbox import Arrival, Handler
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS parked_action (
-  number INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL, who TEXT NOT NULL,
-  action TEXT NOT NULL, source TEXT NOT NULL, topic TEXT NOT NULL, seq INTEGER NOT NULL,
-  before TEXT NOT NULL, after TEXT NOT NULL) STRICT;
-CREATE TRIGGER IF NOT EXISTS parked_action_stays BEFORE UPDATE ON parked_action
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER IF NOT EXISTS parked_action_is_kept BEFORE DELETE ON parked_action
-BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-"""
+from sync_bus.log import Stamp
 
 ENTRIES_MAX = 1000
 """So many are listed or retried at a time."""
 ACTIONS_MAX = 20
-OPERATOR, CLOCK = "operator", "clock"
+RETRY, DROP = "retry parked entry", "drop parked entry"
 APPLIED, DROPPED = "applied", "dropped"
-
-_logger = structlog.get_logger()
 
 
 class Parked(NamedTuple):
@@ -54,6 +42,11 @@ class Parked(NamedTuple):
     def hlc(self) -> int:
         """The record's timestamp. Raises DecodeError."""
         return LogRecord.FromString(self.record).hlc
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return f"{self.source}/{self.topic}/{self.seq}"
 
     @property
     def entry(self) -> LogEntry:
@@ -99,8 +92,8 @@ def ahead(source: str) -> Unit[list[Parked]]:
 
 
 def retry(
-    who: str, parked: Parked, arrival: Arrival, handler: Handler
-) -> Unit[ParkedAction | None]:
+    role: str, here: str, who: str, parked: Parked, arrival: Arrival, handler: Handler
+) -> Unit[Action | None]:
     """Applies an entry out of order. None if it is no longer parked."""
     present = yield from _present(parked)
     if present is None:
@@ -116,37 +109,39 @@ def retry(
         yield from _forget(parked)
         yield from inbox.believe(parked.source, parked.topic, arrival.record.hlc)
     after = _parked_for(reason) if reason else APPLIED
-    return (yield from _note(who, "retry", present, after, arrival.stamp.time_ms))
+    before = _parked_for(present.reason)
+    target = parked.name
+    return (yield from audit.record(role, here, who, RETRY, target, before, after, arrival.stamp))
 
 
-def drop(who: str, parked: Parked, time_ms: int) -> Unit[ParkedAction | None]:
+def drop(role: str, here: str, who: str, parked: Parked, stamp: Stamp) -> Unit[Action | None]:
     """Gives an entry up. None if it is no longer parked."""
     present = yield from _present(parked)
     if present is None:
         return None
     yield from _forget(parked)
-    return (yield from _note(who, "drop", present, DROPPED, time_ms))
+    before = _parked_for(present.reason)
+    return (yield from audit.record(role, here, who, DROP, parked.name, before, DROPPED, stamp))
 
 
-def actions(limit: int = ACTIONS_MAX) -> Unit[list[ParkedAction]]:
-    """What was done last, newest first."""
-    rows = yield from query(
-        "SELECT time_ms, who, action, source, topic, seq, before, after FROM parked_action"
-        " ORDER BY number DESC LIMIT ?",
-        limit,
-    )
-    return [_action(row) for row in rows]
+def actions(here: str, limit: int = ACTIONS_MAX) -> Unit[list[ParkedAction]]:
+    """What was done here last, newest first."""
+    done = []
+    for name in (RETRY, DROP):
+        found = yield from audit.find(action=name, limit=limit)
+        done += [one for one in found if one.center == here]
+    done.sort(key=lambda one: one.number, reverse=True)
+    return [shown(one) for one in done[:limit]]
 
 
-def tell(role: str, action: ParkedAction) -> None:
-    """One line in the log of the process."""
-    _logger.warning(
-        f"parked entry: {action.action}",
-        role=role,
+def shown(action: Action) -> ParkedAction:
+    """What was done about a parked entry, for people."""
+    source, topic, seq = action.target.split("/")
+    return ParkedAction(
+        time=timestamp(action.time_ms),
         who=action.who,
-        source=action.name.source_center,
-        topic=action.name.topic,
-        seq=action.name.seq,
+        action="retry" if action.action == RETRY else "drop",
+        name=EntryName(source_center=source, topic=topic, seq=int(seq)),
         before=action.before,
         after=action.after,
     )
@@ -164,25 +159,3 @@ def _forget(parked: Parked) -> Unit[None]:
 
 def _parked_for(reason: str) -> str:
     return f"parked: {reason}"
-
-
-def _note(who: str, action: str, before: Parked, after: str, time_ms: int) -> Unit[ParkedAction]:
-    row = (time_ms, who, action, *before[:3], _parked_for(before.reason), after)
-    yield from query(
-        "INSERT INTO parked_action (time_ms, who, action, source, topic, seq, before, after)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        *row,
-    )
-    return _action(row)
-
-
-def _action(row: Row) -> ParkedAction:
-    time_ms, who, action, source, topic, seq, before, after = row
-    return ParkedAction(
-        time=timestamp(time_ms),
-        who=who,
-        action=action,
-        name=EntryName(source_center=source, topic=topic, seq=seq),
-        before=before,
-        after=after,
-    )

@@ -21,7 +21,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PullRequest,
     PullResponse,
 )
-from duohuo.v1.operator_service_pb2 import ParkedAction, RoadStatus
+from duohuo.v1.operator_service_pb2 import RoadStatus
 from runtime import telemetry
 from runtime.clock import timestamp
 from runtime.endpoint import Call, ask
@@ -30,7 +30,8 @@ from runtime.hlc import TooFarAhead
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
-from sync_bus import inbox, lag, log, parked
+from sync_bus import audit, inbox, lag, log, parked
+from sync_bus.audit import Action
 from sync_bus.bus import Bus, BusFault
 from sync_bus.inbox import Arrival, Cursor, Handler, Outcome
 from sync_bus.lag import Sight
@@ -103,20 +104,21 @@ class Replicator:
         cursors = await self._store.read(inbox.inspect())
         return [self._road(cursor) for cursor in cursors if cursor.topic in self._topics]
 
-    async def retry(self, who: str, waiting: Sequence[Parked]) -> list[ParkedAction]:
+    async def retry(self, who: str, waiting: Sequence[Parked]) -> list[Action]:
         """Applies parked entries once more, each in a unit of its own, in this order."""
         done = []
         for one in waiting:
             spans: list[telemetry.Span] = []
             try:
                 arrival = self._arrive(one.source, one.entry, "duohuo_parked", spans)
-                unit = parked.retry(who, one, arrival, self._handler)
+                here = self._mesh.here
+                unit = parked.retry(self._role, here, who, one, arrival, self._handler)
                 action = await self._store.write("retry parked", unit)
             finally:
                 for span in spans:
                     span.end()
             if action is not None:
-                parked.tell(self._role, action)
+                audit.tell(self._role, action)
                 done.append(action)
         return done
 
@@ -273,7 +275,7 @@ class Replicator:
         waiting = await self._store.read(parked.ahead(peer))
         ripe = [one for one in waiting if not self._stamps.hybrid.is_too_far_ahead(one.hlc)]
         if ripe:
-            await self.retry(parked.CLOCK, ripe)
+            await self.retry(audit.CLOCK, ripe)
 
     async def _follow(self, peer: str, topic: Topic) -> None:
         await self._pull(peer, topic.name, follow=True)

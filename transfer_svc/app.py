@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from runtime.dispatcher import Dispatcher
 from runtime.store import Store
+from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
@@ -16,7 +17,7 @@ from transfer_svc.service import TransferService
 
 ROLE = "transfer"
 SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA
-TOPICS = (ledger.LEDGER, applications.APPLICATIONS)
+TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         database,
         bus,
         inbound.apply,
-        Audit(site, database),
+        Audit(site, database, TOPICS),
         inbound.reconcile,
     )
     service = TransferService(

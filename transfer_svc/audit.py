@@ -1,5 +1,6 @@
 """What `duohuo status` and `duohuo verify` ask of the ledger."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
@@ -8,8 +9,9 @@ from duohuo.v1.operator_service_pb2 import LedgerSum, TransitFact
 from runtime.clock import timestamp
 from runtime.store import Store, Unit, query
 from sync_bus.facts import digests
+from sync_bus.log import Topic
 from sync_bus.site import Site
-from transfer_svc import applications, ledger, transfers
+from transfer_svc import applications, transfers
 
 VIOLATIONS_MAX = 100
 TRANSITS_MAX = 1000
@@ -21,6 +23,7 @@ class Audit:
 
     site: Site
     database: Store
+    topics: Sequence[Topic]
 
     async def counts(self) -> dict[str, int]:
         return await self.database.read(self._counts())
@@ -46,8 +49,7 @@ class Audit:
         facts = CollectFactsResponse()
         facts.ledger_sums.extend((yield from _sums(self.site.here)))
         facts.violations.extend((yield from _violations()))
-        topics = (ledger.LEDGER, applications.APPLICATIONS)
-        facts.digests.extend((yield from digests(self.site, topics)))
+        facts.digests.extend((yield from digests(self.site, self.topics)))
         for row in (yield from transfers.in_transit(self.site.here, TRANSITS_MAX)):
             facts.transits.append(
                 TransitFact(

@@ -40,7 +40,8 @@ from runtime.errors import RpcError, invalid
 from runtime.ids import application_id, is_client_made, place_of
 from runtime.methods import peer_method
 from runtime.signal import Signal
-from runtime.store import Store
+from runtime.store import Store, Unit
+from sync_bus import audit
 from sync_bus.log import Stamp
 from sync_bus.site import Site
 from transfer_svc import applications, ledger, rules, transfers
@@ -119,7 +120,7 @@ class TransferService:
         return DecideResponse(result=result)
 
     async def BookDeposit(
-        self, request: BookDepositRequest, _incoming: Incoming
+        self, request: BookDepositRequest, incoming: Incoming
     ) -> BookDepositResponse:
         if not is_client_made(request.deposit_id):
             raise invalid("deposit_id", "must be 8 to 64 letters, digits, '-' or '_'", "KEY")
@@ -133,10 +134,7 @@ class TransferService:
             memo="deposit",
         )
         order = _order(transfer, request.account_id, "")
-        row = await self._store.write(
-            "deposit",
-            transfers.decide(self._site.here, order, self._site.here, "", self._site.stamps.now()),
-        )
+        row = await self._store.write("deposit", self._deposit(order, incoming.operator))
         if row.body_hash != order.body_hash:
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.reason:
@@ -144,6 +142,17 @@ class TransferService:
         account = await self._store.read(ledger.find(request.account_id))
         balance = account.balance if account else 0
         return BookDepositResponse(balance=Money(currency_code=row.currency, minor_units=balance))
+
+    def _deposit(self, order: Order, who: str) -> Unit[TransferRow]:
+        here, stamp = self._site.here, self._site.stamps.now()
+        present = yield from transfers.find(order.payer_account_id, order.transfer_id)
+        if present is not None:
+            return present
+        row = yield from transfers.decide(here, order, here, "", stamp)
+        after = row.reason or f"{order.minor_units} {order.currency} as {order.transfer_id}"
+        target = order.payee_account_id
+        yield from audit.record("transfer", here, who, "deposit", target, "", after, stamp)
+        return row
 
     async def ApplyTransfer(
         self, request: ApplyTransferRequest, _incoming: Incoming

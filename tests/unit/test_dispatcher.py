@@ -238,7 +238,7 @@ def test_what_recovering_needs_is_answered_all_the_same(role: str) -> None:
     """A snapshot is not: whoever has not all of its own may have nothing of others'."""
     service = service_methods(f"duohuo.internal.v1.{role}PeerService")
     answered = {one.name for one in service if one.while_recovering}
-    assert answered == {"Exchange", "Pull", "Seal", "Inspect", "ListParked"}
+    assert answered == {"Exchange", "Pull", "Seal", "Inspect", "ListParked", "ListAudit"}
 
 
 def test_users_methods_are_never_answered_by_a_service_that_recovers() -> None:

@@ -16,6 +16,7 @@ from ops.verify import judge
 from runtime.store import query
 from tests.fakes import account
 from tests.unit.bank import Bank, bank
+from transfer_svc.app import TOPICS
 from transfer_svc.audit import Audit
 
 USERS = [account(slot) for slot in range(4)]
@@ -124,7 +125,7 @@ async def check_settled(two: Bank) -> None:
     assert set((await two.transit()).values()) <= {0}
     facts = {}
     for name, center in two.centers.items():
-        found = await Audit(center.site, center.store).facts()
+        found = await Audit(center.site, center.store, TOPICS).facts()
         facts[name] = CenterFacts(
             ledger_sums=found.ledger_sums,
             digests=found.digests,

@@ -64,6 +64,7 @@ class TestBeginning:
                 assert await begins(two.service(name)) == log.Life(NOON_MS, lost=False)
             assert await two.service("a").store.read(log.bases()) == {
                 "ledger": 0,
+                "transfer_audit": 0,
                 "applications": 0,
             }
             await two.deposit(ALICE, 10, "deposit-1")
@@ -131,7 +132,11 @@ class TestWaiting:
             two.hush("b")
             a = await two.recover("a")
             assert await a.balance(ALICE) == 0
-            assert await a.store.read(log.bases()) == {"ledger": 0, "applications": 0}
+            assert await a.store.read(log.bases()) == {
+                "ledger": 0,
+                "applications": 0,
+                "transfer_audit": 0,
+            }
 
     async def test_a_lone_start_takes_what_those_have_that_answer(self) -> None:
         async with centers("a", "b", "c", lone_start=True) as three:
@@ -266,7 +271,11 @@ class TestRestoring:
             assert await a.balance(ALICE) == 15
             asked = {name: [call.method.name for call in three.lines[name].seen] for name in "bc"}
             assert asked == {"b": ["Seal", "Copy"], "c": ["Seal", "Copy"]}
-            assert await a.store.read(log.heads()) == {"ledger": 2, "applications": 1}
+            assert await a.store.read(log.heads()) == {
+                "ledger": 2,
+                "applications": 1,
+                "transfer_audit": 0,
+            }
 
     async def test_what_no_other_center_had_is_lost_and_nothing_else(self) -> None:
         async with centers("a", "b") as two:

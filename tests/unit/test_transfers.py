@@ -23,6 +23,7 @@ from sync_bus.inbox import Outcome
 from tests.fakes import account, stamp
 from tests.unit.bank import Bank, bank
 from transfer_svc import ledger, transfers
+from transfer_svc.app import TOPICS
 from transfer_svc.audit import Audit
 from transfer_svc.inbound import Inbound
 from transfer_svc.ledger import NotCovered
@@ -296,7 +297,7 @@ async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None
 async def test_the_audit_names_what_is_damaged(two: Bank, damage: str, named: str) -> None:
     home = two.centers["a"]
     await two.deposit(ALICE, 100, "deposit-1")
-    audit = Audit(home.site, home.store)
+    audit = Audit(home.site, home.store, TOPICS)
     assert not (await audit.facts()).violations
     await home.store.write("damage", query(damage))
     assert any(found.startswith(named) for found in (await audit.facts()).violations)
@@ -308,16 +309,16 @@ async def test_the_audit_sums_each_centers_own_books_and_lists_what_is_on_its_wa
     await two.deposit(ALICE, 100, "deposit-1")
     await two.pay(ALICE, BOB, 30, "transfer-1")
     home = two.centers["a"]
-    facts = await Audit(home.site, home.store).facts()
+    facts = await Audit(home.site, home.store, TOPICS).facts()
     (sums,) = facts.ledger_sums
     assert (sums.users, sums.transit, sums.external) == (70, 30, -100)
     (transit,) = facts.transits
     assert (transit.transfer_id, transit.payee_home) == ("transfer-1", "b")
-    counts = await Audit(home.site, home.store).counts()
+    counts = await Audit(home.site, home.store, TOPICS).counts()
     assert (counts["transfers_in_transit"], counts["money_in_transit"]) == (1, 30)
     await two.deliver("a", "b")
     other = two.centers["b"]
-    (sums,) = (await Audit(other.site, other.store).facts()).ledger_sums
+    (sums,) = (await Audit(other.site, other.store, TOPICS).facts()).ledger_sums
     assert (sums.users, sums.transit, sums.external) == (30, -30, 0)
 
 
