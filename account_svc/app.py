@@ -8,7 +8,7 @@ from account_svc.service import AccountService
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from runtime.dispatcher import Dispatcher
 from runtime.placement import slot_of
-from runtime.store import Store
+from runtime.store import Store, Unit
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
 from sync_bus.node import ServiceNode
@@ -28,7 +28,11 @@ class _Inspection:
         return await self.database.read(store.counts())
 
     async def facts(self) -> CollectFactsResponse:
-        accounts = await self.database.read(store.all_accounts())
+        with self.database.frozen() as frozen:
+            return await frozen.read(self._facts())
+
+    def _facts(self) -> Unit[CollectFactsResponse]:
+        accounts = yield from store.all_accounts()
         violations = [
             f"UNIQUE: account {row.account_id} does not stand at its identifier's slot"
             for row in accounts
@@ -36,7 +40,7 @@ class _Inspection:
         ]
         return CollectFactsResponse(
             violations=violations,
-            digests=await self.database.read(digests(self.site, TOPICS)),
+            digests=(yield from digests(self.site, TOPICS)),
         )
 
 

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from ops import account_commands, center_commands, money_commands, parked_commands
+from ops import (
+    account_commands,
+    bench_commands,
+    center_commands,
+    money_commands,
+    parked_commands,
+)
 from ops.output import Options
 
 app = typer.Typer(
@@ -18,6 +24,7 @@ center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
 parked_commands.add_to(app)
+bench_commands.add_to(app)
 
 
 @app.callback()

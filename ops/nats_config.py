@@ -4,7 +4,8 @@ One server and one JetStream domain per center, leaf links in both directions, a
 peer, so that no loop can form: `EV` holds what this center publishes, `IN_<peer>` what it receives.
 A center dials its peers through its own links; as seen by the peer it is the user `peer-<center>`,
 which may do no more than durable sourcing needs (NATS ADR-60). The services' users may publish,
-fetch and make their streams again, but not delete, purge or restore anything.
+fetch, make their streams again and join what they receive to its source anew, but not delete, purge or
+restore anything.
 """
 
 import json
@@ -37,7 +38,7 @@ def render(server: NatsServer) -> str:
     )
     received = "\n  ".join(
         f"IN_{peer} {{ jetstream: enabled, users: [ "
-        f"{_user(f'in-{peer}', server.password, 'STANDARD', _in_permissions(peer))} ] }}"
+        f"{_user(f'in-{peer}', server.password, 'STANDARD', _in_permissions(center, peer))} ] }}"
         for peer in server.links
     )
     remotes = "\n    ".join(
@@ -89,11 +90,13 @@ def _ev_permissions(center: str) -> str:
     return _permissions([f"ev.{center}.>", *_stream_api(stream)], ["_INBOX.>"])
 
 
-def _in_permissions(peer: str) -> str:
+def _in_permissions(center: str, peer: str) -> str:
     stream = f"IN_{peer}"
     return _permissions(
         [
             *_stream_api(stream),
+            f"$JS.API.STREAM.UPDATE.{stream}",
+            f"$JS.{peer}.API.CONSUMER.RESET.OUT_{peer}.to-{center}",
             f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
             f"$JS.ACK.{stream}.>",
             f"$JS.ACK.*.*.{stream}.>",

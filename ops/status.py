@@ -1,17 +1,19 @@
 """`duohuo status`: who is up, how far each center is behind each other, what is queued and announced."""
 
 import asyncio
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from duohuo.v1.announcement_service_pb2 import ListAnnouncementsRequest, ListAnnouncementsResponse
-from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest
+from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest, RoadStatus
 from ops import mesh_file
 from ops.client import ask_operator, connected
 from ops.mesh_file import MeshView
 from ops.output import table
 from ops.plain import plain
 from runtime.errors import RpcError
+from sync_bus.lag import SILENT_AFTER_MS
 
 
 async def collect(state: Path) -> tuple[str, dict[str, Any]]:
@@ -83,25 +85,63 @@ def _centers(mesh: MeshView, known: dict[str, CenterStatus]) -> str:
 
 
 def _roads(known: dict[str, CenterStatus]) -> str:
-    rows = [
-        (
-            f"{road.source_center} -> {name}",
-            road.topic,
-            road.road,
-            road.cursor,
-            road.head - road.cursor,
-            road.from_jetstream,
-            road.from_feed,
-            road.parked or "",
-        )
-        for name, status in known.items()
-        for road in status.roads
-    ]
-    headings = (
-        *("ROAD", "TOPIC", "BY", "APPLIED", "BEHIND"),
-        *("FROM JETSTREAM", "FROM FEED", "PARKED"),
+    """A line for each road, and one for each of its topics that needs a look."""
+    rows = []
+    for name, status in known.items():
+        by_source: dict[str, list[RoadStatus]] = {}
+        for road in status.roads:
+            by_source.setdefault(road.source_center, []).append(road)
+        for source, roads in by_source.items():
+            rows += [(f"{source} -> {name}", *cells) for cells in _lines(roads)]
+    headings = ("ROAD", "TOPIC", "BEHIND", "LAG", "CATCH UP", "HEARD")
+    counts = ("APPLIED", "BY JETSTREAM", "BY FEED", "PARKED")
+    return table((*headings, *counts), rows) if rows else ""
+
+
+def _lines(roads: list[RoadStatus]) -> list[tuple[object, ...]]:
+    """The topics of one road: those that lag or have parked entries by themselves, the rest as one."""
+    odd = [road for road in roads if road.head > road.cursor or road.parked]
+    rest = [road for road in roads if road not in odd]
+    lines = [_line(road.topic, [road]) for road in odd]
+    if rest:
+        lines.append(_line(f"other {len(rest)}" if odd else f"all {len(rest)}", rest))
+    return lines
+
+
+def _line(topic: str, roads: list[RoadStatus]) -> tuple[object, ...]:
+    """Topics in the same state, with their entries added up; the one heard last speaks for all."""
+    worst = max(roads, key=lambda road: road.heard_ago_ms if road.HasField("heard_ago_ms") else inf)
+    behind = sum(road.head - road.cursor for road in roads)
+    unknown = not worst.HasField("lag_ms")
+    silent = not worst.HasField("heard_ago_ms") or worst.heard_ago_ms > SILENT_AFTER_MS
+    lag = f"over {duration(worst.lag_ms)}" if silent else duration(worst.lag_ms)
+    if not behind:
+        catch_up = ""
+    else:
+        catch_up = duration(worst.catch_up_ms) if worst.HasField("catch_up_ms") else "unknown"
+    heard = f"{duration(worst.heard_ago_ms)} ago" if worst.HasField("heard_ago_ms") else "never"
+    return (
+        topic,
+        (f"{behind} or more" if behind else "unknown") if silent or unknown else behind,
+        "unknown" if unknown else lag,
+        catch_up,
+        f"SILENT, {heard}" if silent else heard,
+        sum(road.cursor for road in roads),
+        sum(road.from_jetstream for road in roads),
+        sum(road.from_feed for road in roads),
+        sum(road.parked for road in roads) or "",
     )
-    return table(headings, rows) if rows else ""
+
+
+def duration(milliseconds: int) -> str:
+    """A length of time for people: tenths of a second at first, minutes and hours when it is long."""
+    seconds = milliseconds / 1000
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _clocks(known: dict[str, CenterStatus]) -> str:

@@ -35,6 +35,8 @@ from ops.mesh_file import CenterState, CenterView, MeshView
 from ops.ports import HOST, CenterPorts, address, plan
 
 NATS_READY_TIMEOUT_S = 10.0
+NATS_RETRY_DELAY_S_MAX = 10.0
+STREAMS_CHECK_INTERVAL_S = 1.0
 SERVE_READY_TIMEOUT_S = 20.0
 # -P: a directory `ops` or `runtime` where the user happens to be must not be taken for ours.
 SERVE_COMMAND = (sys.executable, "-P", "-m", "ops.main", "serve")
@@ -94,6 +96,8 @@ class _Center:
         self._changed = changed
         self._say = say
         self._lock = asyncio.Lock()
+        self._reviving: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def view(self) -> CenterView:
         return CenterView(
@@ -128,6 +132,7 @@ class _Center:
                     self._signal(signal.SIGSTOP)
                 case "resume":
                     self._signal(signal.SIGCONT)
+                    self._revive_nats()
             self._changed()
 
     async def start(self) -> None:
@@ -137,6 +142,10 @@ class _Center:
 
     async def stop(self) -> None:
         """Stops whatever runs, in any state."""
+        for task in (self._reviving, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         async with self._lock:
             self._enter("stopped")
             await self._stop()
@@ -182,6 +191,8 @@ class _Center:
         finally:
             ready.cancel()
         if ready.done() and not ready.cancelled() and ready.exception() is None:
+            if child is self._nats:
+                self._watching = asyncio.create_task(self._watch_streams(child.ended))
             return
         raise self._start_error(child, "ended" if child.ended.done() else "was not ready in time")
 
@@ -208,12 +219,59 @@ class _Center:
         await self._nats.stop()
 
     def _on_end(self, child: Child) -> None:
-        if self.state in ("running", "paused", "failed"):
+        if child is self._nats:
+            self._revive_nats()
+        elif self.state in ("running", "paused", "failed"):
             self._enter("failed")
             self._say(
                 f"{child.name} of center {self.name} ended by itself; its log is {child.log}. "
                 f"`duohuo center start {self.name}` starts it again."
             )
+
+    def _revive_nats(self) -> None:
+        """Starts NATS again if it has died: it is no record of anything, so nobody need look first.
+
+        A service that ends by itself has a bug or a bad disk; that one waits for an operator.
+        """
+        if self._is_nats_missing() and (self._reviving is None or self._reviving.done()):
+            self._say(
+                f"nats of center {self.name} ended by itself and is started again; its log is"
+                f" {self._nats.log}."
+            )
+            self._reviving = asyncio.create_task(self._start_nats_again())
+
+    async def _start_nats_again(self) -> None:
+        delay_s = 0.1
+        while True:
+            async with self._lock:
+                if not self._is_nats_missing():
+                    return
+                try:
+                    await self._start_child(self._nats)
+                except StartError as error:
+                    self._say(str(error))
+                self._changed()
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, NATS_RETRY_DELAY_S_MAX)
+
+    async def _watch_streams(self, ended: asyncio.Task[int]) -> None:
+        """Ends NATS once files of its streams have vanished; then it is started again, without them.
+
+        It would go on, and call itself healthy, but take nothing more from the moment it has to open
+        one of them again. Nobody may delete a stream, so what was there must be there.
+        """
+        streams: set[str] = set()
+        while not ended.done():
+            there = {path for path, _, _ in os.walk(self._directory / "nats" / "jetstream")}
+            if streams - there:
+                self._say(f"files of NATS of center {self.name} have vanished.")
+                self._nats.signal(signal.SIGKILL)
+                return
+            streams = there
+            await asyncio.sleep(STREAMS_CHECK_INTERVAL_S)
+
+    def _is_nats_missing(self) -> bool:
+        return self.state in ("running", "failed") and self._nats.pid is None
 
     def _enter(self, state: CenterState) -> None:
         self.state = state

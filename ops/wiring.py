@@ -1,8 +1,11 @@
 """Puts the roles of one process together, for real (`serve`) and in the simulator alike."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import structlog
 
 import account_svc.app
 import gateway.app
@@ -12,11 +15,15 @@ from account_svc.passwords import Passwords
 from gateway.operator import Spans
 from gateway.router import Router
 from runtime.dispatcher import Dispatcher
+from runtime.errors import RpcError
 from runtime.store import Store
 from sync_bus import log, node
 from sync_bus.bus import Bus
 from sync_bus.log import Topic
 from sync_bus.site import Site
+
+PREPARE_RETRY_S = 1.0
+_logger = structlog.get_logger()
 
 Duty = Callable[[], Coroutine[None, None, None]]
 
@@ -60,7 +67,7 @@ async def build(
         store, bus = await _open(session_svc.app, site, outside)
         sessions = session_svc.app.build(site, store, bus, dispatcher)
         duties.append(sessions.run)
-        wait_alive.append(sessions.wait_alive)
+        wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
         store, bus = await _open(transfer_svc.app, site, outside)
         transfers = transfer_svc.app.build(site, store, bus, dispatcher)
@@ -88,8 +95,12 @@ class _App(Protocol):
 async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:
     """Opens a role's store, and moves the clock past everything that it has seen."""
     store = await outside.open_store(app.ROLE, node.SCHEMA + app.SCHEMA)
-    if not await store.read(node.is_prepared(app.TOPICS, site.mesh.peers)):
-        await store.write("prepare", node.prepare(app.TOPICS, site.mesh.peers))
+    while not await store.read(node.is_prepared(app.TOPICS, site.mesh.peers)):
+        try:
+            await store.write("prepare", node.prepare(app.TOPICS, site.mesh.peers))
+        except RpcError as error:
+            _logger.warning("a new store must wait", role=app.ROLE, reason=error.reason)
+            await asyncio.sleep(PREPARE_RETRY_S)
     latest = await store.read(log.latest_hlc())
     site.stamps.hybrid.latest = max(site.stamps.hybrid.latest, latest)
     return store, outside.bus(app.ROLE)

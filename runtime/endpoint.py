@@ -1,7 +1,7 @@
 """A call, and anything that answers calls: a servicer here, a channel, a gateway, a simulated network."""
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -21,14 +21,13 @@ STALENESS_MS = "duohuo-staleness-ms"
 M = TypeVar("M", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request on its way. `timeout_s` is what is left of the caller's deadline."""
 
     method: Method
     request: bytes
     timeout_s: float
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 class Reply(NamedTuple):

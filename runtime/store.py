@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import aiosqlite
 from grpc import StatusCode
@@ -29,8 +29,14 @@ Unit = Generator[Statement, list[Row], T]
 Hop = Callable[[list[Unit[Any]]], Awaitable[list[Any]]]
 """Takes a batch of units to where the database may be waited for, and runs `run_batch` there."""
 
+Aside = Callable[..., Awaitable[Any]]
+"""Calls a function with its arguments where it may take its time."""
+
 BATCH_UNITS_MAX = 512
 PENDING_UNITS_MAX = 10_000
+DISK_FULL = "DISK_FULL"
+"""The reason of a StoreFault while there is no room. Reading goes on."""
+CACHE_KIB = 32 * 1024
 
 
 def query(sql: str, *values: Value) -> Generator[Statement, list[Row], list[Row]]:
@@ -50,7 +56,7 @@ class Store(Protocol):
         ...
 
     def frozen(self) -> AbstractContextManager["Reader"]:
-        """The store as it is now, however long it is read, and whatever is written meanwhile."""
+        """The store as it is now, whatever is written meanwhile; for reads that take their time."""
         ...
 
     def on_commit(self, listener: Callable[[], None]) -> None:
@@ -64,21 +70,24 @@ class Reader(Protocol):
     async def read(self, unit: Unit[T]) -> T: ...
 
 
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""What SQLite says for want of room: in the log or the database, and in the log's shared index."""
+
+
 class StoreFault(RpcError):
     """The database did not take the write. Whole batches fail before the commit or not at all."""
 
     def __init__(self, error: sqlite3.Error) -> None:
-        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        full = getattr(error, "sqlite_errorname", "") in _NO_ROOM
         super().__init__(
             StatusCode.RESOURCE_EXHAUSTED if full else StatusCode.UNAVAILABLE,
-            "DISK_FULL" if full else "STORE_UNAVAILABLE",
+            DISK_FULL if full else "STORE_UNAVAILABLE",
             "the center's disk is full" if full else "the center's database did not take the write",
             retry_after_ms=5000,
         )
 
 
-@dataclass(slots=True)
-class _Pending(Generic[T]):
+class _Pending(NamedTuple, Generic[T]):
     unit: Unit[T]
     done: "asyncio.Future[T]"
 
@@ -89,7 +98,7 @@ class SqliteStore:
     Each unit has its own savepoint; callers are answered only after the commit, with
     synchronous=FULL. `hop` takes a batch to the writer. Reads run in place on a second connection
     (WAL): a point read takes microseconds, far less than handing it to a thread. `another` opens one
-    more connection to what is committed now.
+    more connection to what is committed now, for long reads; `aside` runs them out of the way.
     """
 
     def __init__(
@@ -97,11 +106,13 @@ class SqliteStore:
         hop: Hop,
         reader: sqlite3.Connection,
         another: Callable[[], sqlite3.Connection],
+        aside: Aside,
         close_writer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._hop = hop
         self._reader = reader
         self._another = another
+        self._aside = aside
         self._close_writer = close_writer
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
@@ -112,26 +123,37 @@ class SqliteStore:
         """Opens or creates the database and brings it to `schema` (idempotent statements)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = await aiosqlite.connect(path, isolation_level=None)
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=5000",
-        ):
-            await writer.execute(f"PRAGMA {pragma}")
-        await writer.executescript(schema)
 
         def read_only() -> sqlite3.Connection:
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA query_only=ON")
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            connection = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA schema_version")  # opens the file now, not at the first read
             return connection
 
+        try:
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "busy_timeout=5000",
+                # SQLite's own 2 MB are too few for the leaves that a long catch-up writes again and again.
+                f"cache_size=-{CACHE_KIB}",
+            ):
+                await writer.execute(f"PRAGMA {pragma}")
+            await writer.executescript(schema)
+            reader = read_only()
+        except BaseException:
+            await writer.close()  # or its thread would keep the process from ending
+            raise
         # aiosqlite's one hop to its thread; its public calls would hop once per statement.
         execute: Any = writer._execute  # noqa: SLF001
         return cls(
             lambda units: execute(run_batch, writer._conn, units),  # noqa: SLF001 - as above
-            read_only(),
+            reader,
             read_only,
+            asyncio.to_thread,
             writer.close,
         )
 
@@ -139,9 +161,10 @@ class SqliteStore:
         """Finishes what is pending and closes the database."""
         while self._draining is not None:
             await asyncio.wait([self._draining])
-        self._reader.close()
         if self._close_writer is not None:
             await self._close_writer()
+        # Last, and read-only: so the log and its index stay, and the next start needs no room for them.
+        self._reader.close()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -164,7 +187,7 @@ class SqliteStore:
     async def read(self, unit: Unit[T]) -> T:
         self._reader.execute("BEGIN")
         try:
-            return _drive(self._reader, unit)
+            return drive(self._reader, unit)
         finally:
             self._reader.execute("ROLLBACK")
 
@@ -175,7 +198,7 @@ class SqliteStore:
             connection.execute("BEGIN")
             # In WAL mode a transaction sees what was committed at its first read.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            yield _Frozen(connection)
+            yield _Frozen(connection, self._aside)
         finally:
             connection.close()
 
@@ -212,14 +235,28 @@ class SqliteStore:
 @dataclass(frozen=True, slots=True)
 class _Frozen:
     connection: sqlite3.Connection
+    aside: Aside
 
     async def read(self, unit: Unit[T]) -> T:
-        return _drive(self.connection, unit)
+        reading = asyncio.ensure_future(self.aside(drive, self.connection, unit))
+        try:
+            result: T = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The connection must not be closed under whoever reads from it.
+            self.connection.interrupt()
+            await asyncio.wait([reading])
+            raise
+        return result
 
 
 @dataclass(slots=True)
 class _Raised:
     error: Exception
+
+
+async def in_place(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The `Aside` of those who have one thread only."""
+    return function(*arguments)
 
 
 def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[Any]:
@@ -230,7 +267,7 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
         for unit in units:
             connection.execute("SAVEPOINT unit")
             try:
-                outcome: Any = _drive(connection, unit)
+                outcome: Any = drive(connection, unit)
             except sqlite3.OperationalError:
                 raise  # the disk, not the unit: nothing of this batch may be acknowledged
             except Exception as error:  # noqa: BLE001 - handed to the unit's caller
@@ -246,16 +283,18 @@ def run_batch(connection: sqlite3.Connection, units: list[Unit[Any]]) -> list[An
     return outcomes
 
 
-def _drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+def drive(connection: sqlite3.Connection, unit: Unit[T]) -> T:
+    """Runs a unit in the transaction that is open, and returns its result."""
+    cursor = connection.cursor()
     try:
-        statement = next(unit)
+        sql, values = next(unit)
         while True:
             try:
-                rows = connection.execute(*statement).fetchall()
+                rows = cursor.execute(sql, values).fetchall()
             except sqlite3.IntegrityError as error:
-                statement = unit.throw(error)
+                sql, values = unit.throw(error)
             else:
-                statement = unit.send(rows)
+                sql, values = unit.send(rows)
     except StopIteration as finished:
         result: T = finished.value
         return result

@@ -8,7 +8,7 @@ called, spans cost next to nothing and go nowhere.
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from grpc import StatusCode as GrpcStatus
 from opentelemetry import trace
@@ -46,20 +46,26 @@ _state = _State()
 Attributes = Mapping[str, str | int | bool]
 
 
-@contextmanager
+_UNRECORDED = nullcontext(trace.INVALID_SPAN)
+
+
 def span(
     name: str,
     attributes: Attributes | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     parent: str | None = None,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Records the block as a span under `parent` (a traceparent), or under the current span.
 
     A refusal that is the caller's doing (RpcError with such a code) leaves the status unset.
     """
-    if not _state.recording:
-        yield trace.INVALID_SPAN
-        return
+    return _record(name, attributes, kind, parent) if _state.recording else _UNRECORDED
+
+
+@contextmanager
+def _record(
+    name: str, attributes: Attributes | None, kind: SpanKind, parent: str | None
+) -> Iterator[Span]:
     context: Context | None = _PROPAGATOR.extract({TRACEPARENT: parent}) if parent else None
     with _tracer.start_as_current_span(
         name,

@@ -1,5 +1,6 @@
 """Puts the session service together: the only place that wires it."""
 
+import asyncio
 from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
@@ -7,7 +8,9 @@ from runtime.dispatcher import Dispatcher
 from runtime.store import Store
 from session_svc import store
 from session_svc.service import SessionService
+from session_svc.sessions import Sessions
 from sync_bus.bus import Bus
+from sync_bus.facts import digests
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
 
@@ -20,21 +23,39 @@ TOPICS = store.TOPICS
 class _Inspection:
     site: Site
     database: Store
+    sessions: Sessions
 
     async def counts(self) -> dict[str, int]:
-        return await self.database.read(store.counts(self.site.clock.wall_ms()))
+        return await self.sessions.counts()
 
     async def facts(self) -> CollectFactsResponse:
-        """Sessions are not copied: there is nothing to agree on."""
-        return CollectFactsResponse()
+        """Sessions are not copied: only revocations must be the same everywhere."""
+        with self.database.frozen() as frozen:
+            return CollectFactsResponse(digests=await frozen.read(digests(self.site, TOPICS)))
 
 
-def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> ServiceNode:
-    """Serves the session role from `dispatcher`; the returned node's tasks replicate revocations."""
-    node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
-    service = SessionService(site, database)
+@dataclass(frozen=True, slots=True)
+class SessionNode:
+    """Replication, and the sessions that wait for room; `run` for as long as the service lives."""
+
+    node: ServiceNode
+    sessions: Sessions
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.node.run())
+            tasks.create_task(self.sessions.run())
+
+
+def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> SessionNode:
+    """Serves the session role from `dispatcher`; the returned node's tasks keep it moving."""
+    sessions = Sessions(site.here, database, site.clock)
+    node = ServiceNode(
+        ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database, sessions)
+    )
+    service = SessionService(site, sessions)
     dispatcher.add("duohuo.v1.SessionService", service, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.SessionPeerService", service, *node.servicers, refusal=node.refusal
     )
-    return node
+    return SessionNode(node, sessions)

@@ -31,9 +31,8 @@ from runtime.identifiers import InvalidIdentifier, normalise
 from runtime.ids import place_of, token
 from runtime.methods import peer_method
 from runtime.placement import slot_of
-from runtime.store import Store
-from session_svc import store
-from session_svc.store import SessionRow
+from session_svc.sessions import Sessions
+from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.site import Site
 
 SESSION_LIFETIME_MS = 7 * 24 * 3600 * 1000
@@ -46,9 +45,9 @@ _LIST_OWN = peer_method("session", "ListOwnSessions")
 class SessionService:
     """Serves SessionService, and the session part of SessionPeerService."""
 
-    def __init__(self, site: Site, database: Store) -> None:
+    def __init__(self, site: Site, sessions: Sessions) -> None:
         self._site = site
-        self._store = database
+        self._sessions = sessions
 
     async def Login(self, request: LoginRequest, incoming: Incoming) -> Session:
         if len(request.device) > DEVICE_LENGTH_MAX:
@@ -63,7 +62,7 @@ class SessionService:
             stamp.time_ms,
             stamp.time_ms + SESSION_LIFETIME_MS,
         )
-        await self._store.write("login", store.add(store.token_hash(secret), session, stamp))
+        await self._sessions.add(NewSession(token_hash(secret), session, stamp))
         answer = self._answer(session)
         answer.token = secret
         return answer
@@ -72,9 +71,7 @@ class SessionService:
         place = place_of(request.token)
         session = None
         if place is not None and place.origin == self._site.here:
-            session = await self._store.read(
-                store.find(store.token_hash(request.token), self._site.clock.wall_ms())
-            )
+            session = await self._sessions.find(token_hash(request.token))
         if session is None:
             raise session_invalid()
         return self._answer(session)
@@ -107,22 +104,18 @@ class SessionService:
     async def ListOwnSessions(
         self, request: ListOwnSessionsRequest, _incoming: Incoming
     ) -> ListOwnSessionsResponse:
-        rows = await self._store.read(
-            store.of_account(request.account_id, self._site.clock.wall_ms())
-        )
+        rows = await self._sessions.of_account(request.account_id)
         return ListOwnSessionsResponse(sessions=[self._answer(row) for row in rows])
 
     async def Logout(self, request: LogoutRequest, _incoming: Incoming) -> LogoutResponse:
-        await self._store.write("logout", store.remove(store.token_hash(request.token)))
+        await self._sessions.remove(token_hash(request.token))
         return LogoutResponse()
 
     async def RevokeSessions(
         self, request: RevokeSessionsRequest, _incoming: Incoming
     ) -> RevokeSessionsResponse:
         self._site.slot_of(request.account_id)
-        revoked = await self._store.write(
-            "revoke sessions", store.revoke_all(request.account_id, self._site.stamps.now())
-        )
+        revoked = await self._sessions.revoke_all(request.account_id, self._site.stamps.now())
         return RevokeSessionsResponse(revoked=revoked)
 
     async def _prove(self, request: LoginRequest, timeout_s: float) -> str:

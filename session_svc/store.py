@@ -1,15 +1,14 @@
 """The sessions this center made, and the units on them."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import LogRecord, SessionsRevoked
-from runtime.store import Unit, query
+from runtime.store import Row, Unit, query
 from sync_bus import log
+from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
-
-REVOCATIONS = Topic("revocations", Road.JETSTREAM)
-TOPICS = (REVOCATIONS,)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS session (
@@ -18,9 +17,15 @@ CREATE TABLE IF NOT EXISTS session (
   ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS session_by_account ON session (account_id);
 CREATE INDEX IF NOT EXISTS session_by_expiry ON session (expire_ms);
+CREATE TABLE IF NOT EXISTS revocation (
+  account_id TEXT NOT NULL, center TEXT NOT NULL, hlc INTEGER NOT NULL,
+  PRIMARY KEY (account_id, center)) STRICT, WITHOUT ROWID;
 """
+"""`revocation`: for each account, the last revocation by each center. All sessions of the account made
+before are over, also one that is not stored yet."""
 
 EXPIRED_AT_ONCE_MAX = 100
+LISTED_MAX = 100
 
 
 class SessionRow(NamedTuple):
@@ -36,8 +41,18 @@ def token_hash(token: str) -> bytes:
     return sha256(token.encode()).digest()
 
 
+class NewSession(NamedTuple):
+    """A session as it was made: what is stored of its token, what its user sees, and when."""
+
+    hashed: bytes
+    row: SessionRow
+    stamp: Stamp
+
+
 def add(hashed: bytes, session: SessionRow, stamp: Stamp) -> Unit[None]:
-    """Stores a new session, and forgets some that have expired."""
+    """Stores a new session, unless it has been revoked, and forgets some that have expired."""
+    if (yield from is_revoked(session.account_id, stamp.hlc)):
+        return
     yield from query(
         "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?)",
         hashed,
@@ -56,6 +71,12 @@ def add(hashed: bytes, session: SessionRow, stamp: Stamp) -> Unit[None]:
     )
 
 
+def add_all(sessions: Sequence[NewSession]) -> Unit[None]:
+    """The same for sessions that had to wait."""
+    for session in sessions:
+        yield from add(*session)
+
+
 def find(hashed: bytes, now_ms: int) -> Unit[SessionRow | None]:
     rows = yield from query(
         "SELECT session_id, account_id, device, create_ms, expire_ms FROM session"
@@ -69,9 +90,10 @@ def find(hashed: bytes, now_ms: int) -> Unit[SessionRow | None]:
 def of_account(account_id: str, now_ms: int) -> Unit[list[SessionRow]]:
     rows = yield from query(
         "SELECT session_id, account_id, device, create_ms, expire_ms FROM session"
-        " WHERE account_id = ? AND expire_ms > ? ORDER BY create_ms DESC LIMIT 100",
+        " WHERE account_id = ? AND expire_ms > ? ORDER BY create_ms DESC LIMIT ?",
         account_id,
         now_ms,
+        LISTED_MAX,
     )
     return [SessionRow(*row) for row in rows]
 
@@ -80,19 +102,45 @@ def remove(hashed: bytes) -> Unit[None]:
     yield from query("DELETE FROM session WHERE token_hash = ?", hashed)
 
 
-def revoke_all(account_id: str, stamp: Stamp) -> Unit[int]:
+def is_revoked(account_id: str, hlc: int) -> Unit[bool]:
+    """Has any center ended the account's sessions of that time?"""
+    rows = yield from query(
+        "SELECT 1 FROM revocation WHERE account_id = ? AND hlc > ? LIMIT 1", account_id, hlc
+    )
+    return bool(rows)
+
+
+def revoke_all(here: str, account_id: str, stamp: Stamp) -> Unit[int]:
     """Ends the account's sessions here and tells the other centers; returns how many ended here."""
-    revoked = yield from _remove_before(account_id, stamp.hlc)
+    revoked = yield from revoke(account_id, here, stamp.hlc)
     record = LogRecord(sessions_revoked=SessionsRevoked(account_id=account_id))
     yield from log.append(REVOCATIONS, stamp, record)
     return revoked
 
 
-def apply(_source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
+def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
     """The effect of another center's log record."""
     if record.WhichOneof("body") != "sessions_revoked":
         raise ValueError("not a record of this service")
-    yield from _remove_before(record.sessions_revoked.account_id, record.hlc)
+    yield from revoke(record.sessions_revoked.account_id, source, record.hlc)
+
+
+def revoke(account_id: str, center: str, hlc: int) -> Unit[int]:
+    """Ends the account's sessions made before a revocation by a center, stored or still to come.
+
+    Returns how many were stored. Repeating it, or an older one after it, revokes nothing anew.
+    """
+    yield from query(
+        "INSERT INTO revocation VALUES (?, ?, ?) ON CONFLICT (account_id, center)"
+        " DO UPDATE SET hlc = excluded.hlc WHERE excluded.hlc > hlc",
+        account_id,
+        center,
+        hlc,
+    )
+    rows = yield from query(
+        "DELETE FROM session WHERE account_id = ? AND hlc < ? RETURNING 1", account_id, hlc
+    )
+    return len(rows)
 
 
 def counts(now_ms: int) -> Unit[dict[str, int]]:
@@ -100,8 +148,22 @@ def counts(now_ms: int) -> Unit[dict[str, int]]:
     return {"sessions": rows[0][0]}
 
 
-def _remove_before(account_id: str, hlc: int) -> Unit[int]:
-    rows = yield from query(
-        "DELETE FROM session WHERE account_id = ? AND hlc < ? RETURNING 1", account_id, hlc
-    )
-    return len(rows)
+def _put(row: Row) -> Unit[None]:
+    yield from revoke(*row)
+
+
+REVOCATIONS = Topic(
+    "revocations",
+    Road.JETSTREAM,
+    (
+        CopiedTable(
+            "revocation",
+            ("account_id", "center", "hlc"),
+            keys=2,
+            owner="center",
+            version=lambda row: row[2],
+            put=_put,
+        ),
+    ),
+)
+TOPICS = (REVOCATIONS,)

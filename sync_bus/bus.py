@@ -33,3 +33,7 @@ class Bus(Protocol):
     def deliveries(self, source: str) -> AsyncIterator[Delivery]:
         """What arrives from another center, for ever. Raises BusFault."""
         ...
+
+    def doubt(self, source: str) -> None:
+        """Entries of another center did not arrive and came over the feed: look after the road."""
+        ...

@@ -1,9 +1,10 @@
 """The sure road: other centers read a service's log, and say how far they have applied it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from grpc import StatusCode
 
+from duohuo.internal.v1.log_pb2 import LogEntry
 from duohuo.internal.v1.peer_services_pb2 import (
     ExchangeRequest,
     ExchangeResponse,
@@ -14,10 +15,12 @@ from runtime.clock import Clock
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError, invalid
 from runtime.signal import Signal
-from runtime.store import Store
-from sync_bus import log
+from runtime.store import Store, Unit
+from sync_bus import lag, log
 
-PULL_ENTRIES_MAX = 200
+PULL_ENTRIES_MAX = 500
+PULL_BYTES_MAX = 512 * 1024
+"""Of one answer; an entry that is larger goes alone."""
 
 
 class FeedServicer:
@@ -54,9 +57,14 @@ class FeedServicer:
             await self._mark_lost()
             return answer
         known = await self._store.read(log.confirmations(request.center))
-        for topic, seq in sorted(request.cursors.items()):
-            if seq > known.get(topic, seq):
-                await self._store.write("confirm", log.confirm(request.center, topic, seq))
+        news = [
+            (topic, seq)
+            for topic, seq in sorted(request.cursors.items())
+            if seq > known.get(topic, seq)
+        ]
+        if news:
+            await self._store.write("confirm", _confirm(request.center, news))
+        answer.missing_since_ms.update(await self._store.read(lag.missing_since(request.cursors)))
         return answer
 
     async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
@@ -72,6 +80,7 @@ class FeedServicer:
                     "the log no longer holds what comes after this number",
                 )
             if entries:
+                entries = fitting(entries, PULL_BYTES_MAX)
                 after = entries[-1].seq
                 yield PullResponse(entries=entries, head=after)
             elif request.follow:
@@ -81,3 +90,19 @@ class FeedServicer:
 
     async def _head(self, topic: str) -> int:
         return (await self._store.read(log.heads())).get(topic, 0)
+
+
+def _confirm(destination: str, news: Sequence[tuple[str, int]]) -> Unit[None]:
+    """All topics in one unit: a destination is behind in several at once, and each commit costs a sync."""
+    for topic, seq in news:
+        yield from log.confirm(destination, topic, seq)
+
+
+def fitting(entries: list[LogEntry], bytes_max: int) -> list[LogEntry]:
+    """As many of the first entries as fit together, but at least one."""
+    left = bytes_max
+    for count, entry in enumerate(entries):
+        left -= entry.ByteSize()
+        if left < 0 and count:
+            return entries[:count]
+    return entries

@@ -99,15 +99,24 @@ def prepare(topics: Iterable[Topic], sources: Iterable[str]) -> Unit[None]:
 def apply(
     source: str, arrivals: Sequence[Arrival], road: Road, handler: Handler
 ) -> Unit[list[Outcome]]:
-    """Applies, in order, the entries whose turn it is."""
+    """Applies, in order, the entries whose turn it is. Cursors are read and moved once per batch."""
     outcomes = []
+    reached: dict[str, _Reached | None] = {}
     for arrival in arrivals:
-        outcome = yield from _position(source, arrival.entry)
-        if outcome is Outcome.APPLIED:
+        topic = arrival.entry.topic
+        if topic not in reached:
+            reached[topic] = yield from _reached(source, topic)
+        cursor = reached[topic]
+        outcome = _turn(cursor, arrival.entry)
+        if cursor is not None and outcome is Outcome.APPLIED:
             outcome = yield from _apply_next(source, arrival, handler)
-            hlc = arrival.record.hlc if outcome is Outcome.APPLIED else 0
-            yield from _advance(source, arrival.entry, hlc, road)
+            cursor.seq, cursor.moved = arrival.entry.seq, cursor.moved + 1
+            if outcome is Outcome.APPLIED:
+                cursor.hlc = max(cursor.hlc, arrival.record.hlc)
         outcomes.append(outcome)
+    for topic, cursor in reached.items():
+        if cursor is not None and cursor.moved:
+            yield from _advance(source, topic, cursor, road)
     return outcomes
 
 
@@ -253,32 +262,45 @@ def count_repaired(source: str, topic: str, rows: int) -> Unit[None]:
     )
 
 
-def _position(source: str, entry: LogEntry) -> Unit[Outcome]:
+@dataclass(slots=True)
+class _Reached:
+    """Where a topic's cursor is in the middle of a batch."""
+
+    seq: int
+    generation: int
+    held: bool
+    hlc: int = 0
+    moved: int = 0
+
+
+def _reached(source: str, topic: str) -> Unit[_Reached | None]:
     rows = yield from query(
         "SELECT seq, generation, installing OR diverged FROM cursor JOIN peer_life USING (source)"
         " WHERE source = ? AND topic = ?",
         source,
-        entry.topic,
+        topic,
     )
-    if not rows:
+    return _Reached(*rows[0]) if rows else None
+
+
+def _turn(cursor: _Reached | None, entry: LogEntry) -> Outcome:
+    """Is it this entry's turn? APPLIED if so."""
+    if cursor is None or cursor.held or entry.generation > cursor.generation:
         return Outcome.HELD
-    seq, generation, held = rows[0]
-    if held or entry.generation > generation:
-        return Outcome.HELD
-    if entry.generation < generation or entry.seq <= seq:
+    if entry.generation < cursor.generation or entry.seq <= cursor.seq:
         return Outcome.DUPLICATE
-    return Outcome.APPLIED if entry.seq == seq + 1 else Outcome.GAP
+    return Outcome.APPLIED if entry.seq == cursor.seq + 1 else Outcome.GAP
 
 
-def _advance(source: str, entry: LogEntry, hlc: int, road: Road) -> Unit[None]:
+def _advance(source: str, topic: str, cursor: _Reached, road: Road) -> Unit[None]:
     yield from query(
         "UPDATE cursor SET seq = ?1, hlc = CASE WHEN hlc > ?2 THEN hlc ELSE ?2 END,"
         " from_jetstream = from_jetstream + ?3, from_feed = from_feed + ?4"
         " WHERE source = ?5 AND topic = ?6",
-        entry.seq,
-        hlc,
-        int(road is Road.JETSTREAM),
-        int(road is Road.FEED),
+        cursor.seq,
+        cursor.hlc,
+        cursor.moved if road is Road.JETSTREAM else 0,
+        cursor.moved if road is Road.FEED else 0,
         source,
-        entry.topic,
+        topic,
     )

@@ -8,6 +8,10 @@ peer's OUT stream through a consumer made beforehand; NATS ADR-60, server 2.14 o
 A publish acknowledgement means page cache, the deduplication window drops re-used message ids, and a
 wiped stream comes back empty: so no `Nats-Msg-Id` is sent, streams and consumers are made again
 whenever they are missing, and nothing is ever forgotten because JetStream has it.
+
+A stream that was wiped or rolled back numbers its messages from further back. A server that sources it
+ignores them until they pass the number reached before, and acknowledges what it has not seen. Only
+joining the source anew mends that: it is done when nothing arrives although there is something (`doubt`).
 """
 
 import asyncio
@@ -39,7 +43,7 @@ from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime import telemetry
 from sync_bus.bus import BusFault, Delivery
 
-FETCH_ENTRIES_MAX = 200
+FETCH_ENTRIES_MAX = 500
 FETCH_TIMEOUT_S = 1.0
 PROVISION_EVERY_IDLE_FETCHES = 5
 PUBLISH_TIMEOUT_S = 3.0
@@ -107,6 +111,7 @@ class JetStreamBus:
         self._center = access.center
         self._role = role
         self._peers = peers
+        self._doubted: set[str] = set()
 
     async def last_published(self, topic: str) -> LogEntry | None:
         jetstream = await self._access.jetstream("ev")
@@ -154,8 +159,13 @@ class JetStreamBus:
                 except TimeoutError:  # nats-py's own subclass or, on some ways out, the plain one
                     idle_fetches += 1
                     if idle_fetches % PROVISION_EVERY_IDLE_FETCHES == 0:
+                        if source in self._doubted:
+                            await self._leave_source(jetstream, source)
+                        self._doubted.discard(source)
                         await self._provision_in(jetstream, source)
                     continue
+                idle_fetches = 0
+                self._doubted.discard(source)
                 if messages:
                     yield _delivery(messages)
         except _FAULTS as error:
@@ -165,13 +175,18 @@ class JetStreamBus:
             with suppress(*_FAULTS):
                 await subscription.unsubscribe()
 
+    def doubt(self, source: str) -> None:
+        self._doubted.add(source)
+
     def _subject(self, topic: str) -> str:
         return f"ev.{self._center}.{self._role}.{topic}"
 
     async def _publish_one(
         self, jetstream: JetStreamContext, subject: str, entry: LogEntry
     ) -> "asyncio.Future[object]":
-        traceparent = LogRecord.FromString(entry.record).traceparent
+        traceparent = ""
+        with suppress(DecodeError):  # the receivers' matter: they park it, and go on
+            traceparent = LogRecord.FromString(entry.record).traceparent
         with telemetry.span(
             f"publish {entry.topic}",
             {
@@ -229,29 +244,21 @@ class JetStreamBus:
 
     async def _provision_in(self, jetstream: JetStreamContext, source: str) -> None:
         name = f"IN_{source}"
-        try:
-            await jetstream.stream_info(name)
-        except nats.js.errors.NotFoundError:
-            await jetstream.add_stream(
-                StreamConfig(
-                    name=name,
-                    storage=StorageType.FILE,
-                    discard=DiscardPolicy.OLD,
-                    max_age=STREAM_AGE_S_MAX,
-                    max_bytes=STREAM_BYTES_MAX,
-                    duplicate_window=1,
-                    sources=[
-                        StreamSource(
-                            name=f"OUT_{source}",
-                            external=ExternalStream(api=f"$JS.{source}.API"),
-                            consumer=StreamConsumerSource(
-                                name=f"to-{self._center}",
-                                deliver_subject=f"deliver.{source}.{self._center}",
-                            ),
-                        )
-                    ],
-                )
+        joined = [
+            StreamSource(
+                name=f"OUT_{source}",
+                external=ExternalStream(api=f"$JS.{source}.API"),
+                consumer=StreamConsumerSource(
+                    name=f"to-{self._center}",
+                    deliver_subject=f"deliver.{source}.{self._center}",
+                ),
             )
+        ]
+        try:
+            if not (await jetstream.stream_info(name)).config.sources:
+                await jetstream.update_stream(_received(source, joined))
+        except nats.js.errors.NotFoundError:
+            await jetstream.add_stream(_received(source, joined))
         durable = f"apply-{self._role}"
         try:
             await jetstream.consumer_info(name, durable)
@@ -269,6 +276,33 @@ class JetStreamBus:
                     max_deliver=-1,
                 ),
             )
+
+    async def _leave_source(self, jetstream: JetStreamContext, source: str) -> None:
+        """The first half of joining a source anew, from its first message; `_provision_in` is the
+        other. The server takes the number reached before from what it has stored: that has to go."""
+        with suppress(nats.js.errors.NotFoundError):
+            await jetstream.update_stream(_received(source, [], bytes_max=1))
+        # Without somewhere to reply to, the server does nothing; no reply can come back over the link.
+        await self._access.clients[f"in-{source}"].publish(
+            f"$JS.{source}.API.CONSUMER.RESET.OUT_{source}.to-{self._center}",
+            b'{"seq": 1}',
+            reply=f"$JSC.R.to-{self._center}",
+        )
+
+
+def _received(
+    source: str, joined: list[StreamSource], bytes_max: int = STREAM_BYTES_MAX
+) -> StreamConfig:
+    """The stream of what comes from a center."""
+    return StreamConfig(
+        name=f"IN_{source}",
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_age=STREAM_AGE_S_MAX,
+        max_bytes=bytes_max,
+        duplicate_window=1,
+        sources=joined,
+    )
 
 
 def _delivery(messages: Sequence[Msg]) -> Delivery:

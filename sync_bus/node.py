@@ -103,6 +103,7 @@ class ServiceNode:
         self.current_ms = self._replicator.current_ms
         self._inspection = inspection
         self._store = database
+        self._here = site.here
         self._clock = site.clock
         self._clocks = site.mesh.clocks
         self.servicers = (
@@ -150,7 +151,15 @@ class ServiceNode:
     async def CollectFacts(
         self, _request: CollectFactsRequest, _incoming: Incoming
     ) -> CollectFactsResponse:
-        return await self._inspection.facts()
+        facts = await self._inspection.facts()
+        cursors = await self._store.read(inbox.inspect())
+        facts.violations.extend(
+            f"CONVERGE: {one.parked} of {one.topic} of center {one.source} could not be applied"
+            f" (duohuo parked list {self._here})"
+            for one in cursors
+            if one.parked
+        )
+        return facts
 
     async def ListParked(
         self, _request: ListParkedRequest, _incoming: Incoming

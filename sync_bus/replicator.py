@@ -6,7 +6,7 @@ lost), and one follower for each topic on the feed road.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 
@@ -30,9 +30,10 @@ from runtime.hlc import TooFarAhead
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store
-from sync_bus import inbox, log, parked
+from sync_bus import inbox, lag, log, parked
 from sync_bus.bus import Bus, BusFault
-from sync_bus.inbox import Arrival, Handler, Outcome
+from sync_bus.inbox import Arrival, Cursor, Handler, Outcome
+from sync_bus.lag import Sight
 from sync_bus.log import Road, Topic
 from sync_bus.parked import Parked
 from sync_bus.site import Site
@@ -42,6 +43,9 @@ EXCHANGE_INTERVAL_S = 1.0
 EXCHANGE_TIMEOUT_S = 2.0
 PUBLISH_ENTRIES_MAX = 200
 RETRY_DELAY_S_MAX = 2.0
+TRACED_ENTRIES_MAX = 100
+"""More entries than this arrive together only in a catch-up. They go on in their traces without a span
+for each: recording one costs more than applying the entry."""
 _SYSTEMS = {Road.JETSTREAM: "nats", Road.FEED: "duohuo_feed"}
 
 _logger = structlog.get_logger()
@@ -72,6 +76,10 @@ class Replicator:
         self._snapshots = snapshots
         self._heads: dict[tuple[str, str], int] = {}
         self._heard_ms: dict[str, int] = {}
+        self._heard_monotonic_ms: dict[str, int] = {}
+        self._sights: dict[tuple[str, str], Sight] = {}
+        self._lost: dict[str, set[str]] = {peer: set() for peer in self._mesh.peers}
+        self._found_lost = Signal()
         self._current_ms: dict[tuple[str, str], int] = {}
         self._committed = Signal()
         store.on_commit(self._committed.notify)
@@ -85,6 +93,7 @@ class Replicator:
             for peer in self._mesh.peers:
                 tasks.create_task(self._persist(partial(self._consume, peer)))
                 tasks.create_task(self._persist(partial(self._exchange, peer)))
+                tasks.create_task(self._persist(partial(self._fill_lost, peer)))
                 for topic in self._topics.values():
                     if topic.road is Road.FEED:
                         tasks.create_task(self._persist(partial(self._follow, peer, topic)))
@@ -92,24 +101,7 @@ class Replicator:
     async def roads(self) -> list[RoadStatus]:
         """How far this service has applied the others' logs, and by which road."""
         cursors = await self._store.read(inbox.inspect())
-        return [
-            RoadStatus(
-                source_center=cursor.source,
-                topic=cursor.topic,
-                road=self._topics[cursor.topic].road.value,
-                cursor=cursor.seq,
-                head=max(cursor.seq, self._heads.get((cursor.source, cursor.topic), 0)),
-                heard_time=self._heard(cursor.source),
-                parked=cursor.parked,
-                from_jetstream=cursor.from_jetstream,
-                from_feed=cursor.from_feed,
-                installing=cursor.installing,
-                diverged=cursor.diverged,
-                repaired=cursor.repaired,
-            )
-            for cursor in cursors
-            if cursor.topic in self._topics
-        ]
+        return [self._road(cursor) for cursor in cursors if cursor.topic in self._topics]
 
     async def retry(self, who: str, waiting: Sequence[Parked]) -> list[ParkedAction]:
         """Applies parked entries once more, each in a unit of its own, in this order."""
@@ -131,6 +123,30 @@ class Replicator:
     def current_ms(self, source: str, topic: Topic) -> int:
         """Wall time at which the local copy of a topic was last known to be complete; 0 if never."""
         return self._current_ms.get((source, topic.name), 0)
+
+    def _road(self, cursor: Cursor) -> RoadStatus:
+        now_ms = self._stamps.clock.monotonic_ms()
+        name = cursor.source, cursor.topic
+        head = max(cursor.seq, self._heads.get(name, 0))
+        behind = lag.measure(self._sights.get(name), cursor.seq, head, now_ms)
+        heard_ms = self._heard_monotonic_ms.get(cursor.source)
+        return RoadStatus(
+            source_center=cursor.source,
+            topic=cursor.topic,
+            road=self._topics[cursor.topic].road.value,
+            cursor=cursor.seq,
+            head=head,
+            heard_time=self._heard(cursor.source),
+            parked=cursor.parked,
+            from_jetstream=cursor.from_jetstream,
+            from_feed=cursor.from_feed,
+            installing=cursor.installing,
+            diverged=cursor.diverged,
+            repaired=cursor.repaired,
+            lag_ms=behind.lag_ms,
+            catch_up_ms=behind.catch_up_ms,
+            heard_ago_ms=None if heard_ms is None else now_ms - heard_ms,
+        )
 
     def _heard(self, source: str) -> Timestamp | None:
         return timestamp(self._heard_ms[source]) if source in self._heard_ms else None
@@ -199,20 +215,46 @@ class Replicator:
                 EXCHANGE_TIMEOUT_S,
             )
             self._heard_ms[peer] = self._stamps.clock.wall_ms()
+            self._heard_monotonic_ms[peer] = self._stamps.clock.monotonic_ms()
             self._mesh.clocks.heard(peer, answer.time_ms, asked_ms)
             if not await self._follows(peer, generation, answer):
                 await asyncio.sleep(EXCHANGE_INTERVAL_S)
                 continue
-            for topic, head in sorted(answer.heads.items()):
-                self._heads[peer, topic] = head
+            self._see(peer, cursors, answer)
+            for topic in sorted(answer.heads):
+                head = answer.heads[topic]
                 cursor = cursors.get(topic, 0)
                 if cursor >= head:
                     self._current_ms[peer, topic] = self._heard_ms[peer]
                 # Behind, and no progress since the last exchange: the bus has lost something.
                 if cursor < head and behind.get(topic) == cursor:
-                    await self._fill(peer, topic)
+                    self._bus.doubt(peer)
+                    self._lost[peer].add(topic)
+                    self._found_lost.notify()
                 behind[topic] = cursor if cursor < head else -1
             await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    def _see(self, peer: str, cursors: Mapping[str, int], answer: ExchangeResponse) -> None:
+        """Notes what a source has answered about its topics."""
+        now_ms = self._stamps.clock.monotonic_ms()
+        for topic in answer.heads:
+            head = answer.heads[topic]
+            waiting_ms = None
+            if topic in answer.missing_since_ms:
+                waiting_ms = max(answer.time_ms - answer.missing_since_ms[topic], 0)
+            before = self._sights.get((peer, topic))
+            cursor = cursors.get(topic, 0)
+            self._heads[peer, topic] = head
+            self._sights[peer, topic] = lag.see(before, now_ms, cursor, head, waiting_ms)
+
+    async def _fill_lost(self, peer: str) -> None:
+        """Fills what the exchange has found to be lost. That may take long; the exchange goes on."""
+        while True:
+            found = self._found_lost.next()
+            for topic in sorted(self._lost[peer]):
+                await self._fill(peer, topic)
+                self._lost[peer].discard(topic)
+            await self._found_lost.wait(found)
 
     async def _follows(self, peer: str, known: int, answer: ExchangeResponse) -> bool:
         """Is the source alive, and in a life in which this center can follow it?"""
@@ -268,8 +310,9 @@ class Replicator:
         if not arrived:
             return set()
         spans: list[telemetry.Span] = []
+        kept = spans if len(arrived) <= TRACED_ENTRIES_MAX else None
         try:
-            arrivals = [self._arrive(peer, entry, _SYSTEMS[road], spans) for entry in arrived]
+            arrivals = [self._arrive(peer, entry, _SYSTEMS[road], kept) for entry in arrived]
             outcomes = await self._store.write(
                 "apply", inbox.apply(peer, arrivals, road, self._handler)
             )
@@ -286,9 +329,10 @@ class Replicator:
         }
 
     def _arrive(
-        self, peer: str, entry: LogEntry, system: str, spans: list[telemetry.Span]
+        self, peer: str, entry: LogEntry, system: str, spans: list[telemetry.Span] | None
     ) -> Arrival:
-        """Decodes an entry, and continues the trace of the request that made it."""
+        """Decodes an entry, and continues the trace of the request that made it: with a span of its
+        own if there is a list to keep that."""
         record, unusable = LogRecord(), ""
         try:
             record = LogRecord.FromString(entry.record)
@@ -297,6 +341,8 @@ class Replicator:
             unusable = inbox.UNDECODABLE
         except TooFarAhead:
             unusable = inbox.TOO_FAR_AHEAD
+        if spans is None or not record.traceparent:
+            return Arrival(entry, record, self._stamps.now(record.traceparent), unusable)
         kind = record.WhichOneof("body") or "nothing"
         span, traceparent = telemetry.begin(
             f"apply {kind}",

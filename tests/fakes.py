@@ -1,5 +1,6 @@
 """Stand-ins for the world around the code under test: time, ids, centers, a store in a temporary place."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,13 +11,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from ops.simulation.disk import DiskFullError
 from runtime import ids
 from runtime.endpoint import Call, Endpoint, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
-from runtime.store import SqliteStore, Unit, run_batch
+from runtime.store import SqliteStore, Unit, in_place, run_batch
 from sync_bus import inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
@@ -153,16 +155,47 @@ GENERATION = 1
 """The life in which all stores of tests are."""
 
 
+class FakeDisk:
+    """Takes every write, until it is told that it is full, or to take its time."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.full_in_turn: list[bool] = []
+        """What `full` becomes with each batch to come."""
+        self.batches = 0
+        self.came = asyncio.Event()
+        self.answers = asyncio.Event()
+        """Clear it, and batches wait."""
+        self.answers.set()
+
+    async def take(self) -> None:
+        """One batch comes. Raises what SQLite does."""
+        self.batches += 1
+        self.came.set()
+        await self.answers.wait()
+        if self.full_in_turn:
+            self.full = self.full_in_turn.pop(0)
+        if self.full:
+            raise DiskFullError("database or disk is full")
+
+
 @asynccontextmanager
 async def temporary_store(
-    schema: str, topics: Sequence[Topic] = (), peers: Sequence[str] = (), *, alive: bool = True
+    schema: str,
+    topics: Sequence[Topic] = (),
+    peers: Sequence[str] = (),
+    disk: FakeDisk | None = None,
+    *,
+    alive: bool = True,
 ) -> AsyncIterator[SqliteStore]:
     """The real store with a log and an inbox, in memory and without a thread; one that is not alive is as
     empty as a new disk."""
+    disk = disk or FakeDisk()
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(node.SCHEMA + schema)
 
     async def hop(units: list[Unit[Any]]) -> list[Any]:
+        await disk.take()
         return run_batch(connection, units)
 
     def copied() -> sqlite3.Connection:
@@ -170,7 +203,7 @@ async def temporary_store(
         copy.deserialize(connection.serialize())
         return copy
 
-    store = SqliteStore(hop, connection, copied)
+    store = SqliteStore(hop, connection, copied, in_place)
     try:
         await store.write("prepare", node.prepare(topics, peers))
         if alive:

@@ -26,7 +26,8 @@ class Audit:
         return await self.database.read(self._counts())
 
     async def facts(self) -> CollectFactsResponse:
-        return await self.database.read(self._facts())
+        with self.database.frozen() as frozen:
+            return await frozen.read(self._facts())
 
     def _counts(self) -> Unit[dict[str, int]]:
         rows = yield from query(

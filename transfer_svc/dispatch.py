@@ -20,7 +20,7 @@ from runtime.endpoint import ask
 from runtime.errors import RpcError, unreachable
 from runtime.methods import peer_method
 from runtime.signal import Signal
-from runtime.store import Store
+from runtime.store import Store, StoreFault
 from sync_bus.site import Site
 from transfer_svc import applications
 from transfer_svc.applications import ApplicationRow
@@ -99,6 +99,9 @@ class QueueWorker:
         ):
             try:
                 await self._ask_home(row, home)
+            except StoreFault:
+                # Not even the attempt could be noted (a full disk), so it is due again at once.
+                await asyncio.sleep(DELAY_MS_FIRST / 1000)
             except RpcError as error:
                 telemetry.annotate({"duohuo.reason": error.reason})
             except IllegalTransition as contradiction:

@@ -126,7 +126,7 @@ class Faults:
         name = self._take(random, self._small, "fill")
         if name is None:
             return
-        self._stage.disturb(name)
+        # Not a disturbance: users may rely on logins here all the while.
         until_s = self._stage.now_s() + random.expovariate(1 / 4.0)
         while self._stage.now_s() < until_s:
             await asyncio.to_thread(self._stage.fill_disk, name)

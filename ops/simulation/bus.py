@@ -1,6 +1,5 @@
 """JetStream as its worst self: it forgets, repeats, reorders, and acknowledges what it then loses."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -80,19 +79,23 @@ class SimulatedBus:
     async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
         key = source, self._role
         position = self._broker.acknowledged.get(key, 0)
+        signal = self._broker.arrived[key]
+        await self._reach()
         while True:
-            signal = self._broker.arrived[key]
             arrived = signal.next()
-            await self._reach()
-            stream = self._broker.received.get(key, [])
-            position = min(position, len(stream))
-            batch = stream[position : position + FETCH_ENTRIES_MAX]
-            if not batch:
+            there = len(self._broker.received.get(key, ()))
+            position = min(position, there)
+            if position == there:
                 await signal.wait(arrived, 5.0)
                 SimulatedBus(self._brokers, source, self._role)._forward(self._center)
-                continue
-            position += len(batch)
-            yield Delivery(batch, self._acknowledgement(key, position))
+            await self._reach()
+            batch = self._broker.received.get(key, [])[position : position + FETCH_ENTRIES_MAX]
+            if batch:
+                position += len(batch)
+                yield Delivery(batch, self._acknowledgement(key, position))
+
+    def doubt(self, source: str) -> None:
+        """Nothing here gets stuck that a retry would not move."""
 
     def _acknowledgement(self, key: tuple[str, str], position: int) -> "Acknowledge":
         return Acknowledge(self._broker, key, position)
@@ -109,9 +112,9 @@ class SimulatedBus:
             network.later(delay_s, target.receive, self._center, role, entry)
 
     async def _reach(self) -> None:
-        await asyncio.sleep(self._broker.random.random() * 0.003)
+        await self._broker.network.pause(self._broker.random.random() * 0.003)
         if not self._broker.up:
-            await asyncio.sleep(0.2)
+            await self._broker.network.pause(0.2)
             raise BusFault
 
 

@@ -16,6 +16,7 @@ from ops.simulation.history import History, Operation, Outcome
 from ops.simulation.stage import Stage
 from ops.simulation.workload import User
 from runtime.ids import account_slot
+from session_svc.store import token_hash
 
 DEPOSIT, DEBIT, CREDIT, REFUND = 1, 3, 4, 5
 _ENDS = {
@@ -79,6 +80,7 @@ def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str
     yield from during(stage)
     yield from _money(stage, users, history)
     yield from _accounts(stage, users, history)
+    yield from _sessions(stage, history)
     yield from _balances_read(stage, users, history)
 
 
@@ -195,6 +197,24 @@ def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator
             possible = _last_writes(changes, "new", "0")
             if not any(stage.fits(rows[0][1], user.passwords[int(one)]) for one in possible):
                 yield f"MONOTONE: user {user.number} has an old password at {name}"
+
+
+def _sessions(stage: Stage, history: History) -> Iterator[str]:
+    """DURABLE: a session that its user ended stays so, wherever it was kept at that time."""
+    stored = {
+        hashed
+        for name in stage.names
+        for (hashed,) in stage.disk(name).rows("session", "SELECT token_hash FROM session")
+    }
+    for one in history.of("logout", Outcome.OK):
+        if token_hash(one.facts["token"]) in stored:
+            yield f"DURABLE: {one} but its session is there"
+    logins = history.of("login", Outcome.OK)
+    for one in history.of("revoke", Outcome.OK):
+        for login in logins:
+            before = login.user == one.user and login.end_s < one.start_s
+            if before and token_hash(login.result.token) in stored:
+                yield f"DURABLE: {one} but the session of {login} is there"
 
 
 def _last_writes(writes: list[Operation], fact: str, initial: str) -> set[str]:

@@ -1,12 +1,12 @@
 """Real SQLite files under a simulated crash: they keep exactly what was committed."""
 
-import asyncio
 import sqlite3
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from runtime.store import SqliteStore, Unit, run_batch
+from ops.simulation.loop import SimulatedLoop
+from runtime.store import SqliteStore, T, Unit, drive, in_place, run_batch
 
 COMMIT_S_MAX = 0.004
 
@@ -20,10 +20,11 @@ class DiskFullError(sqlite3.OperationalError):
 class SimulatedDisk:
     """The disk of one center. It outlives the center's processes."""
 
-    def __init__(self, directory: Path, random: Random) -> None:
+    def __init__(self, directory: Path, loop: SimulatedLoop, random: Random) -> None:
         self.full = False
         self.slow_s = 0.0
         self._directory = directory
+        self._loop = loop
         self._random = random
         self._open: dict[str, sqlite3.Connection] = {}
         directory.mkdir(parents=True)
@@ -47,7 +48,7 @@ class SimulatedDisk:
             copy.deserialize(connection.serialize())
             return copy
 
-        return SqliteStore(hop, connection, copied)
+        return _InPlaceStore(hop, connection, copied, in_place)
 
     def crash(self) -> None:
         """Closes the files without a word, as a killed process does."""
@@ -90,4 +91,11 @@ class SimulatedDisk:
         return self._open[name]
 
     async def _delay(self) -> None:
-        await asyncio.sleep(self._random.random() * (COMMIT_S_MAX + self.slow_s))
+        await self._loop.pause(self._random.random() * (COMMIT_S_MAX + self.slow_s))
+
+
+class _InPlaceStore(SqliteStore):
+    """Its writes happen between other tasks' steps, never during a read: a read is its own snapshot."""
+
+    async def read(self, unit: Unit[T]) -> T:
+        return drive(self._reader, unit)

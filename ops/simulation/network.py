@@ -1,10 +1,9 @@
 """A network between simulated processes: delay, loss, duplication, reordering, one-way cuts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -56,19 +55,20 @@ class Network:
 
     def passes(self, source: str, target: str) -> bool:
         """Does one message get through now?"""
-        cut = (source, target) in self.conditions.cut
-        if cut or (_between_centers(source, target) and self._chance(self.conditions.lose)):
+        conditions = self.conditions
+        lost = self._chance(conditions.lose) and _between_centers(source, target)
+        if lost or (conditions.cut and (source, target) in conditions.cut):
             self.count("message lost")
             return False
         return True
 
     def _chance(self, probability: float) -> bool:
-        return self._random.random() < probability
+        return probability > 0 and self._random.random() < probability
 
     def delay_s(self, source: str, target: str) -> float:
         """How long one message takes."""
         delay_s = self._random.uniform(*self.conditions.latency_s)
-        if _between_centers(source, target) and self._chance(self.conditions.slow):
+        if self._chance(self.conditions.slow) and _between_centers(source, target):
             self.count("message late")
             delay_s += self._random.expovariate(1.0)
         return delay_s
@@ -77,27 +77,40 @@ class Network:
         """Lets something happen that no process owns."""
         self._loop.call_later(delay_s, action, *arguments, context=self._outside)
 
+    def pause(self, delay_s: float) -> Awaitable[None]:
+        """Lets simulated time pass."""
+        return self._loop.pause(delay_s)
+
     async def unary(self, source: str, target: str, call: Call) -> Reply:
         answered: asyncio.Future[Reply] = self._loop.create_future()
+        deadline = self._loop.call_later(call.timeout_s, self._run_out, target, answered)
         copies = 1
         if self._chance(self.conditions.duplicate):
             self.count("message duplicated")
             copies = 2
         for _ in range(copies):
             if self.passes(source, target):
-                deliver = partial(self._deliver, source, target, call, answered, copies > 1)
-                self.later(self.delay_s(source, target), deliver)
+                self.later(
+                    self.delay_s(source, target),
+                    *(self._deliver, source, target, call, answered, copies > 1),
+                )
         try:
-            async with asyncio.timeout(call.timeout_s):
-                return await answered
-        except TimeoutError:
-            self.count("deadline exceeded")
-            raise RpcError(
+            return await answered
+        finally:
+            deadline.cancel()
+
+    def _run_out(self, target: str, answered: "asyncio.Future[Reply]") -> None:
+        if answered.done():
+            return
+        self.count("deadline exceeded")
+        answered.set_exception(
+            RpcError(
                 StatusCode.DEADLINE_EXCEEDED,
                 "DEADLINE_EXCEEDED",
                 f"{target} did not answer in time",
                 ran=True,
-            ) from None
+            )
+        )
 
     def _deliver(
         self,
@@ -126,16 +139,20 @@ class Network:
         another: bool,
     ) -> None:
         reply, error = None, None
+        serving = asyncio.current_task()
+        assert serving is not None  # noqa: S101 - narrows a type: this is a task
+        # As gRPC does: the handler is cancelled at the caller's deadline.
+        deadline = self._loop.call_later(call.timeout_s, serving.cancel)
         try:
-            # As gRPC does: the handler is cancelled at the caller's deadline.
-            async with asyncio.timeout(call.timeout_s):
-                reply = await endpoint.unary(call)
+            reply = await endpoint.unary(call)
         except RpcError as raised:
             error = RpcError.from_status(raised.to_status())
             error.ran = error.ran or another
-        except TimeoutError:
+        except asyncio.CancelledError:
             self.count("handler cancelled")
-            return
+            raise
+        finally:
+            deadline.cancel()
         if self.passes(target, source):
             self.later(self.delay_s(source, target), _settle, answered, reply, error)
 
@@ -175,15 +192,15 @@ class Network:
     ) -> None:
         end: RpcError | None = None
         try:
-            await asyncio.sleep(self.delay_s(source, target))
+            await self.pause(self.delay_s(source, target))
             async for message in endpoint.stream(call):
-                await asyncio.sleep(self.delay_s(source, target))
+                await self.pause(self.delay_s(source, target))
                 if not self.passes(target, source):
                     return
                 await arrived.put(message)
         except RpcError as error:
             end = error
-        await asyncio.sleep(self.delay_s(source, target))
+        await self.pause(self.delay_s(source, target))
         if self.passes(target, source):
             await arrived.put(end)
 
@@ -194,8 +211,8 @@ class _Connection:
     source: str
     target: str
 
-    async def unary(self, call: Call) -> Reply:
-        return await self.network.unary(self.source, self.target, call)
+    def unary(self, call: Call) -> Coroutine[Any, Any, Reply]:
+        return self.network.unary(self.source, self.target, call)
 
     def stream(self, call: Call) -> AsyncIterator[bytes]:
         return self.network.stream(self.source, self.target, call)

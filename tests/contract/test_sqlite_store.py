@@ -12,7 +12,7 @@ from grpc import StatusCode
 
 import runtime.store
 from runtime.errors import RpcError
-from runtime.store import SqliteStore, StoreFault, Unit, query
+from runtime.store import SqliteStore, StoreFault, Unit, in_place, query
 from tests.contract.backends import SqliteBackend
 
 
@@ -126,7 +126,7 @@ async def test_a_fault_of_our_own_reaches_those_who_wait(tmp_path: Path) -> None
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(tmp_path / "store.db")
 
-    store = SqliteStore(broken, connect(), connect)
+    store = SqliteStore(broken, connect(), connect, in_place)
     outcomes = await asyncio.gather(
         *(store.write("put", put(f"{n}")) for n in range(2)), return_exceptions=True
     )
@@ -161,3 +161,15 @@ async def test_a_locked_database_is_a_fault_and_did_not_run(
     other.execute("ROLLBACK")
     other.close()
     assert await store.write("put", put("x")) == "x"
+
+
+async def test_a_database_that_cannot_be_opened_does_not_keep_its_process_from_ending(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "store.db").write_bytes(b"no database" * 1000)
+    threads = set(threading.enumerate())
+    with pytest.raises(sqlite3.DatabaseError):
+        await SqliteStore.open(tmp_path / "store.db", "")
+    for thread in set(threading.enumerate()) - threads:
+        await asyncio.to_thread(thread.join, 20)
+        assert not thread.is_alive()

@@ -111,6 +111,12 @@ def accepts(address: str) -> bool:
     return True
 
 
+def revived(meshes: "Meshes", center: str, before: int) -> bool:
+    """Does another NATS server than this one serve the center?"""
+    found = meshes.read().centers[center]
+    return found.pids.get("nats", before) != before and accepts(found.nats)
+
+
 def pids(mesh: MeshView) -> list[int]:
     return [pid for center in mesh.centers.values() for pid in center.pids.values()]
 
@@ -512,6 +518,47 @@ class TestCenters:
         assert again.state == "running"
         assert again.pids["nats"] == nats
         assert again.pids["serve"] != serve
+
+    async def test_nats_that_dies_comes_back_without_anybody(self, meshes: Meshes) -> None:
+        mesh = await meshes.make().start()
+        first, serve = (mesh.centers["a"].pids[name] for name in ("nats", "serve"))
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: revived(meshes, "a", first), "NATS is back")
+        assert meshes.read().centers["a"].state == "running"
+        assert meshes.read().centers["a"].pids["serve"] == serve
+        (said,) = meshes.said
+        assert "nats of center a ended by itself and is started again" in said
+        assert str(meshes.state_dir / "a" / "nats.log") in said
+
+        second = meshes.read().centers["a"].pids["nats"]
+        config = meshes.state_dir / "a" / "nats.conf"
+        config.rename(config.with_suffix(".away"))  # it cannot start now
+        os.kill(second, signal.SIGKILL)
+        await eventually(lambda: "nats of center a ended; the end of" in meshes.said[-1], "told")
+        config.with_suffix(".away").rename(config)
+        await eventually(lambda: revived(meshes, "a", second), "NATS is back once it can start")
+
+    async def test_nats_that_dies_in_a_paused_center_comes_back_with_it(
+        self, meshes: Meshes
+    ) -> None:
+        mesh = await meshes.make().start()
+        first = mesh.centers["a"].pids["nats"]
+        await meshes.ask("center pause", center="a")
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: not is_alive(first), "NATS is dead")
+        assert meshes.said == []
+        await meshes.ask("center resume", center="a")
+        await eventually(lambda: revived(meshes, "a", first), "NATS is back")
+
+    async def test_nats_stays_down_in_a_center_that_is_stopped_or_killed(
+        self, meshes: Meshes
+    ) -> None:
+        await meshes.make().start()
+        for verb in ("kill", "stop"):
+            await meshes.ask(f"center {verb}", center="a")
+            assert meshes.read().centers["a"].pids == {}
+            await meshes.ask("center start", center="a")
+        assert meshes.said == []
 
     async def test_a_center_that_does_not_start_again_says_why(self, meshes: Meshes) -> None:
         await meshes.make().start()

@@ -1,4 +1,4 @@
-"""Bugs that the simulator must find: one for each guarantee, switched on in tests only."""
+"""Bugs that the simulator must find: at least one for each guarantee, switched on in tests only."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,11 +20,18 @@ from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.identifiers import normalise
 from runtime.placement import slot_of
 from runtime.store import Unit, query
+from session_svc import sessions
+from session_svc import store as session_store
 from session_svc.service import SessionService
+from sync_bus import inbox, log
+from sync_bus.anti_entropy import AntiEntropy
+from sync_bus.inbox import Outcome
 from sync_bus.log import Stamp, Topic
+from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 from transfer_svc import dispatch, ledger, transfers
+from transfer_svc.inbound import Inbound
 from transfer_svc.service import TransferService
 from transfer_svc.states import TransferEvent
 
@@ -58,6 +65,11 @@ def login_asks_home_always(patch: Patch) -> None:
         return await original(self, request, timeout_s)
 
     patch.setattr(SessionService, "_prove", prove)
+
+
+def a_full_disk_keeps_users_out(patch: Patch) -> None:
+    """There is no memory for a session that the disk has no room for."""
+    patch.setattr(sessions, "UNSTORED_MAX", 0)
 
 
 def unknown_outcome_taken_for_failure(patch: Patch) -> None:
@@ -168,6 +180,15 @@ def _forget(topic: str, seq: int) -> Unit[None]:
     yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
 
 
+def revocations_of_others_forgotten(patch: Patch) -> None:
+    """Another center's revocation moves the cursor and ends nothing."""
+    patch.setattr(session_store, "apply", _nothing)
+
+
+def _nothing(*_: Any) -> Unit[None]:
+    yield from query("SELECT 1")
+
+
 def last_to_arrive_wins(patch: Patch) -> None:
     """Versions are not compared."""
     patch.setattr(account_store, "wins", lambda *_: True)
@@ -222,6 +243,51 @@ def unknown_outcome_called_definite(patch: Patch) -> None:
     patch.setattr(router.Router, "_unanswered", unanswered)
 
 
+def applied_without_cursor(patch: Patch) -> None:
+    """Whatever arrives applies, again and again."""
+    original = inbox._turn
+
+    def turn(cursor: Any, entry: LogEntry) -> Outcome:
+        outcome = original(cursor, entry)
+        return Outcome.APPLIED if outcome is Outcome.DUPLICATE else outcome
+
+    patch.setattr(inbox, "_turn", turn)
+
+
+def lost_store_begins_without_asking(patch: Patch) -> None:
+    """An empty store takes itself for a new one."""
+
+    async def seal(self: Recovery) -> tuple[int, dict[str, Any]]:
+        return self._stamps.clock.wall_ms(), {}
+
+    patch.setattr(Recovery, "_seal", seal)
+
+
+def numbers_begin_anew_after_a_loss(patch: Patch) -> None:
+    """What came back from the others is not counted."""
+    original = log.begin_life
+    patch.setattr(log, "begin_life", lambda generation, _positions: original(generation, {}))
+
+
+def snapshot_without_its_effects(patch: Patch) -> None:
+    """Rows are copied, but money on its way to this center is not credited."""
+
+    def reconcile(_inbound: Inbound, _source: str, _topic: str) -> Unit[int]:
+        yield from ()
+        return 0
+
+    patch.setattr(Inbound, "reconcile", reconcile)
+
+
+def differences_are_not_repaired(patch: Patch) -> None:
+    """Anti-entropy is off."""
+
+    async def compare(*_arguments: Any) -> None:
+        return None
+
+    patch.setattr(AntiEntropy, "compare", compare)
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -231,6 +297,7 @@ def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tupl
 PLANTED = (
     Planted("UNIQUE", "uniqueness checked locally only", uniqueness_checked_locally_only),
     Planted("LOGIN", "login asks home always", login_asks_home_always),
+    Planted("LOGIN", "a full disk keeps users out", a_full_disk_keeps_users_out),
     Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),
     Planted(
         "NO-OVERDRAFT",
@@ -239,7 +306,13 @@ PLANTED = (
     ),
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
+    Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
+    Planted("CONVERGE", "applied without cursor", applied_without_cursor),
+    Planted("DURABLE", "lost store begins without asking", lost_store_begins_without_asking),
+    Planted("CONVERGE", "numbers begin anew after a loss", numbers_begin_anew_after_a_loss),
+    Planted("CONVERGE", "snapshot without its effects", snapshot_without_its_effects),
+    Planted("CONVERGE", "differences are not repaired", differences_are_not_repaired),
     Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
     Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
     Planted("PRIVATE", "identifier in an error", identifier_in_an_error),

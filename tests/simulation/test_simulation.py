@@ -74,7 +74,9 @@ def test_the_same_seed_gives_the_same_history_in_any_process() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.guarantee)
+@pytest.mark.parametrize(
+    "planted", PLANTED, ids=lambda planted: f"{planted.guarantee}: {planted.name}"
+)
 def test_a_planted_bug_is_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of each guarantee fails, by its name, when the code is broken on purpose."""
     planted.plant(monkeypatch)

@@ -56,6 +56,9 @@ class NoBus:
     async def publish(self, _topic: str, _entries: object) -> None:
         return None
 
+    def doubt(self, _source: str) -> None:
+        """There is nothing to doubt."""
+
     async def deliveries(self, _source: str) -> AsyncIterator[Delivery]:
         await asyncio.Event().wait()
         yield Delivery([], lambda: asyncio.sleep(0))

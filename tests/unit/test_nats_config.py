@@ -43,6 +43,8 @@ def test_no_user_of_a_service_may_destroy_anything() -> None:
     text = render(server("b"))
     for forbidden in ("DELETE", "PURGE", "RESTORE", "SNAPSHOT", '"$JS.API.>"', '">"'):
         assert forbidden not in text
+    assert "UPDATE.IN_b" in text
+    assert "UPDATE.OUT_" not in text
 
 
 def test_the_password_is_not_in_the_description() -> None:

@@ -68,6 +68,9 @@ class NoBus:
     def deliveries(self, source: str) -> AsyncIterator[Delivery]:
         raise AssertionError(source)
 
+    def doubt(self, source: str) -> None:
+        raise AssertionError(source)
+
 
 @pytest.fixture
 def clock() -> FakeClock:

@@ -56,6 +56,8 @@ from runtime.clock import timestamp
                 "counts": {"accounts": 3},
                 "silent_roles": [],
                 "clock_wrong": False,
+                "logs": [],
+                "recoveries": [],
             },
         ),
     ],

@@ -155,7 +155,7 @@ async def test_the_bytes_of_a_request_are_forwarded_as_they_came() -> None:
     world = World()
     unknown_field = b"\x92\x3f\x03new"
     call = about(HOME_FIRST)
-    await world.router.unary(replace(call, request=call.request + unknown_field))
+    await world.router.unary(call._replace(request=call.request + unknown_field))
     assert world.centers["b"].calls[0].request == call.request + unknown_field
 
 

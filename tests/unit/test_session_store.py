@@ -1,6 +1,7 @@
 """A session is good until it expires, is ended or is revoked; its token is never stored."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import permutations
 
 import pytest
 
@@ -37,7 +38,7 @@ async def user_of(store: SqliteStore, secret: str, at_ms: int = 0) -> str:
 
 
 async def revoke(store: SqliteStore, user: str, at_ms: int, counter: int = 0) -> int:
-    return await store.write("revoke", units.revoke_all(user, stamp(at_ms, counter)))
+    return await store.write("revoke", units.revoke_all("a", user, stamp(at_ms, counter)))
 
 
 @pytest.mark.parametrize(("at_ms", "good"), [(0, True), (999, True), (1000, False), (1001, False)])
@@ -86,6 +87,60 @@ async def test_before_means_by_the_hybrid_clock(
     )
     await store.write("apply", units.apply("b", record, stamp(99)))
     assert (await user_of(store, secret) == "") is over
+
+
+async def applied(store: SqliteStore, center: str, at_ms: int) -> None:
+    """Another center's revocation of Alice's sessions."""
+    record = LogRecord(hlc=stamp(at_ms).hlc, sessions_revoked=SessionsRevoked(account_id=ALICE))
+    await store.write("apply", units.apply(center, record, stamp(99)))
+
+
+@pytest.mark.parametrize(
+    "order", sorted(set(permutations([("a", 5), ("b", 3), ("b", 7), ("b", 7)]))), ids=str
+)
+async def test_of_all_revocations_each_centers_last_is_kept_in_whatever_order_they_come(
+    store: SqliteStore, order: Sequence[tuple[str, int]]
+) -> None:
+    for center, at_ms in order:
+        if center == "a":
+            await revoke(store, ALICE, at_ms)
+        else:
+            await applied(store, center, at_ms)
+    kept = await store.read(query("SELECT account_id, center, hlc FROM revocation"))
+    assert sorted(kept) == [(ALICE, "a", stamp(5).hlc), (ALICE, "b", stamp(7).hlc)]
+
+
+async def test_an_older_revocation_that_comes_later_ends_what_was_made_before_it(
+    store: SqliteStore,
+) -> None:
+    """Such as after a session table that was restored from before both."""
+    await applied(store, "b", 7)
+    await store.write(
+        "restore",
+        query(
+            "INSERT INTO session VALUES (x'00', 's', ?, '', ?, 0, ?)",
+            ALICE,
+            stamp(2).hlc,
+            NOON_MS + LIFETIME_MS,
+        ),
+    )
+    new = await login(store, ALICE, 8)
+    await applied(store, "b", 3)
+    assert [
+        row.create_ms - NOON_MS for row in await store.read(units.of_account(ALICE, NOON_MS))
+    ] == [8]
+    assert await user_of(store, new) == ALICE
+
+
+@pytest.mark.parametrize(("at_ms", "counter", "over"), [(5, 0, False), (5, 1, True), (4, 9, False)])
+async def test_a_session_of_before_a_revocation_is_not_stored_after_it(
+    store: SqliteStore, at_ms: int, counter: int, over: bool
+) -> None:
+    await revoke(store, ALICE, at_ms, counter)
+    await applied(store, "b", 1)
+    session, others = await login(store, ALICE, 5), await login(store, BOB, 0)
+    assert (await user_of(store, session) == "") is over
+    assert await user_of(store, others) == BOB
 
 
 async def test_a_revocation_is_told_to_the_other_centers_even_if_nothing_ended_here(
