@@ -140,9 +140,10 @@ class SnapshotServicer:
             seq=(yield from log.position(topic.name)).seq,
         )
         if not answer.same:
-            answer.rows.extend(copies.encoded(rows))
-            if len(rows) == COMPARED_ROWS_MAX:
-                answer.last.CopyFrom(copies.encoded([table.key(rows[-1])])[0])
+            given = rows[:PAGE_ROWS_MAX]  # a message holds no more of the longest
+            answer.rows.extend(copies.encoded(given))
+            if len(rows) > len(given) or len(rows) == COMPARED_ROWS_MAX:
+                answer.last.CopyFrom(copies.encoded([table.key(given[-1])])[0])
         return answer
 
 

@@ -201,8 +201,10 @@ async def people(mesh: RunningMesh) -> AsyncIterator[People]:
 def running(directory: Path) -> Iterator[RunningMesh]:
     """A mesh of its own for a test after which a mesh is good for nothing else."""
     mesh = start_mesh(directory / "mesh")
-    yield mesh
-    assert mesh.stop() == 0
+    try:
+        yield mesh
+    finally:
+        assert mesh.stop() == 0
 
 
 def delete_stores(directory: Path, names: str = "*.db*") -> None:

@@ -9,18 +9,23 @@ import structlog.testing
 
 from account_svc import store as accounts
 from account_svc.store import ACCOUNTS, CHANGES, AccountRow
+from duohuo.internal.v1.peer_services_pb2 import CopyPage
 from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
 from runtime.errors import RpcError
+from runtime.grpc_client import MESSAGE_BYTES_MAX
+from runtime.identifiers import IDENTIFIER_LENGTH_MAX
 from runtime.placement import slot_of
 from runtime.store import Row, query
 from sync_bus import anti_entropy, copies
 from sync_bus.copies import CopiedTable, Range
 from sync_bus.log import Topic
+from sync_bus.snapshot import PAGE_ROWS_MAX
 from tests.fakes import account, stamp
 from tests.unit.centers import Centers, Service, centers, until
 from transfer_svc import applications
 from transfer_svc.applications import APPLICATIONS
 from transfer_svc.ledger import LEDGER
+from transfer_svc.rules import MEMO_LENGTH_MAX
 
 ALICE, ALAN, BOB = account(0), account(2), account(1)
 """At home at a, a and b."""
@@ -137,6 +142,48 @@ async def test_many_rows_are_compared_some_at_a_time(two: Centers) -> None:
         await compare_all(b, "a")
     assert await b.repaired() == {"a": 2 * missing}
     await two.check_same()
+
+
+@pytest.mark.parametrize("compared", [2, 3, 5, 100])
+async def test_what_differs_comes_in_pages_however_many_rows_are_compared(
+    two: Centers, compared: int
+) -> None:
+    b = two.service("b")
+    await by_hand(b, "DELETE FROM entry WHERE center = 'a' AND number > 1")
+    missing = len(await rows(two.service("a"), TABLES["entry"][1], "a")) - 4
+    with (
+        patch.object(anti_entropy, "COMPARED_ROWS_MAX", compared),
+        patch("sync_bus.snapshot.COMPARED_ROWS_MAX", compared),
+        patch("sync_bus.snapshot.PAGE_ROWS_MAX", 2),
+    ):
+        await compare_all(b, "a")
+    assert await b.repaired() == {"a": missing}
+    await two.check_same()
+
+
+def test_the_longest_rows_fit_into_a_message() -> None:
+    """Letters of four bytes everywhere, and some to spare."""
+    letter, name = "\N{CJK UNIFIED IDEOGRAPH-20000}", "n" * 64
+    memo, identifier = letter * MEMO_LENGTH_MAX, "i" * IDENTIFIER_LENGTH_MAX
+    application = Application(
+        application_id=name,
+        transfer_id=name,
+        payer_account_id=name,
+        payee_account_id=name,
+        payee_identifier=identifier,
+        memo=memo,
+        reason=name,
+    ).SerializeToString()
+    longest = {
+        "application": (*[name] * 4, b"h" * 32, 1, 2**60, application),
+        "transfer": (name, name, b"h" * 32, name, *"aC", 2**60, memo, 3, name, name, 2**60, "a"),
+        "entry": (name, 2**60, "a", 1, name, 2**60, 2**60, name, memo, 2**60),
+        "history": (name, name, 2**60, "a", letter * 64),
+        "account": (name, identifier, name, "a", 2**60),
+    }
+    for row in longest.values():
+        page = CopyPage(rows=copies.encoded([row] * PAGE_ROWS_MAX))
+        assert page.ByteSize() < MESSAGE_BYTES_MAX * 0.9
 
 
 async def test_what_is_on_its_way_is_no_difference(two: Centers) -> None:
