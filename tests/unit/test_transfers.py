@@ -278,7 +278,7 @@ async def test_a_posting_that_is_not_covered_leaves_nothing_behind(
 
 async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None:
     store = two.centers["a"].store
-    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a')"
+    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a', 0, 0)"
     with pytest.raises(Exception, match="CHECK"):
         await store.write("overdraw", query(insert, ALICE))
     await store.write("outside", query(insert, "external.a.CNY"))
