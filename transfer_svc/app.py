@@ -9,29 +9,33 @@ from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, dispatch, ledger, transfers
+from transfer_svc import applications, controls, dispatch, holds, ledger, transfers
 from transfer_svc.audit import Audit
+from transfer_svc.control_service import ControlService
+from transfer_svc.hold_service import HoldExpiry, HoldService
 from transfer_svc.inbound import Inbound
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA
+SCHEMA = ledger.SCHEMA + transfers.SCHEMA + holds.SCHEMA + controls.SCHEMA + applications.SCHEMA
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)
 class TransferNode:
-    """Replication, and the queue's worker; `run` for as long as the service lives."""
+    """Replication, and the workers on the queue and on holds; `run` for as long as the service lives."""
 
     node: ServiceNode
     queue: dispatch.QueueWorker
+    expiry: HoldExpiry
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
             tasks.create_task(self.queue.run())
+            tasks.create_task(self.expiry.run())
 
 
 def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
@@ -47,14 +51,20 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         Audit(site, database, TOPICS),
         inbound.reconcile,
     )
+    payees = Payees(site, database)
     service = TransferService(
         site,
         database,
-        Payees(site, database),
+        payees,
         lambda source: node.current_ms(source, ledger.LEDGER),
     )
-    dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
+    held = HoldService(site, database, payees, service.settled)
+    dispatcher.add("duohuo.v1.TransferService", service, held, refusal=node.refusal)
     dispatcher.add(
-        "duohuo.internal.v1.TransferPeerService", service, *node.servicers, refusal=node.refusal
+        "duohuo.internal.v1.TransferPeerService",
+        service,
+        ControlService(site, database),
+        *node.servicers,
+        refusal=node.refusal,
     )
-    return TransferNode(node, dispatch.QueueWorker(site, database))
+    return TransferNode(node, dispatch.QueueWorker(site, database), HoldExpiry(site, database))

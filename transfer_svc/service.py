@@ -44,9 +44,10 @@ from runtime.store import Store, Unit
 from sync_bus import audit
 from sync_bus.log import Stamp
 from sync_bus.site import Site
-from transfer_svc import applications, ledger, rules, transfers
+from transfer_svc import applications, holds, ledger, rules, transfers
 from transfer_svc.applications import ApplicationRow
 from transfer_svc.dispatch import transfer_of
+from transfer_svc.ledger import LedgerAccount
 from transfer_svc.payees import Payees
 from transfer_svc.rules import Order
 from transfer_svc.states import APPLICATION_OPEN, Decision, decision_of
@@ -76,13 +77,13 @@ class TransferService:
         database.on_commit(self._committed.notify)
 
     async def GetBalance(self, request: GetBalanceRequest, incoming: Incoming) -> Balance:
-        account = await self._store.read(ledger.find(request.account_id))
+        account, held = await self._store.read(self._balance(request.account_id))
         as_of_ms = self._freshness(request.account_id, incoming)
+        currency = account.currency if account else rules.NO_CURRENCY
+        booked = account.balance if account else 0
         return Balance(
-            balance=Money(
-                currency_code=account.currency if account else rules.NO_CURRENCY,
-                minor_units=account.balance if account else 0,
-            ),
+            balance=Money(currency_code=currency, minor_units=booked),
+            available=Money(currency_code=currency, minor_units=booked - held),
             stale=incoming.reply_metadata[HOME] != self._site.here,
             as_of=timestamp(as_of_ms),
         )
@@ -95,7 +96,7 @@ class TransferService:
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.state == TRANSFER_STATE_DEBITED:
-            row = await self._settled(row, incoming.timeout_s)
+            row = await self.settled(row, incoming.timeout_s)
         incoming.reply_metadata[HOME] = self._site.here
         return rules.answer(row.result())
 
@@ -286,6 +287,12 @@ class TransferService:
             next_page_token=str(rows[size - 1].number) if len(rows) > size else "",
         )
 
+    def _balance(self, account_id: str) -> Unit[tuple[LedgerAccount | None, int]]:
+        """An account and what is held of it, at one moment."""
+        account = yield from ledger.find(account_id)
+        held = yield from holds.held_at(account_id, self._site.clock.wall_ms())
+        return account, held
+
     def _freshness(self, account: str, incoming: Incoming) -> int:
         """Notes home and age in the reply; returns the moment at which the data was home's."""
         home = self._site.home_of(account)
@@ -319,7 +326,7 @@ class TransferService:
             ),
         )
 
-    async def _settled(self, row: TransferRow, timeout_s: float) -> TransferRow:
+    async def settled(self, row: TransferRow, timeout_s: float) -> TransferRow:
         """The transfer once the payee's home has answered, or as it is when time runs out."""
         loop_end_ms = self._site.clock.monotonic_ms() + 1000 * min(
             SETTLE_TIMEOUT_S, timeout_s - SETTLE_MARGIN_S

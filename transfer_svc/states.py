@@ -1,4 +1,4 @@
-"""The two state machines of this service, each one table. What is not in a table is an error.
+"""The state machines of this service, each one table. What is not in a table is an error.
 
 A transfer between two homes is a saga of two local transactions (Garcia-Molina, Salem: "Sagas", 1987):
 the payer's home debits, the payee's home credits or refuses, the payer's home refunds what was
@@ -6,11 +6,19 @@ refused. Each step may arrive twice, so each state also lists the events it has 
 
 An application is a transfer waiting to be decided. Only the payer's home decides; the application
 follows. It reaches exactly one of its four ends.
+
+A hold keeps money back until one of three things ends it. An account is open or frozen until it is closed.
 """
 
 from collections.abc import Mapping
 from enum import Enum
 
+from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_CLOSED,
+    ACCOUNT_STATUS_FROZEN,
+    ACCOUNT_STATUS_OPEN,
+    AccountStatus,
+)
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_CANCELLED,
     APPLICATION_STATE_DELIVERED,
@@ -18,11 +26,16 @@ from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_FAILED,
     APPLICATION_STATE_QUEUED,
     APPLICATION_STATE_SUCCEEDED,
+    HOLD_STATE_CAPTURED,
+    HOLD_STATE_EXPIRED,
+    HOLD_STATE_HELD,
+    HOLD_STATE_RELEASED,
     TRANSFER_STATE_CREDITED,
     TRANSFER_STATE_DEBITED,
     TRANSFER_STATE_FAILED,
     TRANSFER_STATE_REFUNDED,
     ApplicationState,
+    HoldState,
     TransferState,
 )
 
@@ -42,6 +55,14 @@ class Decision(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+
+class HoldEvent(Enum):
+    """What ends a hold."""
+
+    CAPTURE = "captured"
+    RELEASE = "released"
+    EXPIRE = "expired"
 
 
 TRANSFER: Mapping[tuple[TransferState.ValueType, TransferEvent], TransferState.ValueType] = {
@@ -73,6 +94,22 @@ APPLICATION: Mapping[tuple[ApplicationState.ValueType, Decision], ApplicationSta
     (_E, Decision.EXPIRED): _E,
 }
 
+HOLD: Mapping[tuple[HoldState.ValueType, HoldEvent], HoldState.ValueType] = {
+    (HOLD_STATE_HELD, HoldEvent.CAPTURE): HOLD_STATE_CAPTURED,
+    (HOLD_STATE_HELD, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
+    (HOLD_STATE_HELD, HoldEvent.EXPIRE): HOLD_STATE_EXPIRED,
+    # A request may come twice. Of a capture it is the transfer that knows its second time.
+    (HOLD_STATE_RELEASED, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
+}
+
+ACCOUNT: Mapping[
+    tuple[AccountStatus.ValueType, AccountStatus.ValueType], AccountStatus.ValueType
+] = {
+    (status, wanted): wanted
+    for status in (ACCOUNT_STATUS_OPEN, ACCOUNT_STATUS_FROZEN)
+    for wanted in (ACCOUNT_STATUS_OPEN, ACCOUNT_STATUS_FROZEN, ACCOUNT_STATUS_CLOSED)
+} | {(ACCOUNT_STATUS_CLOSED, ACCOUNT_STATUS_CLOSED): ACCOUNT_STATUS_CLOSED}
+
 APPLICATION_OPEN = frozenset({_Q, _D})
 
 
@@ -98,6 +135,13 @@ def next_application_state(
         raise IllegalTransition(
             f"{ApplicationState.Name(state)} cannot be {decision.value}"
         ) from None
+
+
+def next_hold_state(state: HoldState.ValueType, event: HoldEvent) -> HoldState.ValueType:
+    try:
+        return HOLD[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{HoldState.Name(state)} cannot be {event.value}") from None
 
 
 def follows(state: ApplicationState.ValueType, earlier: ApplicationState.ValueType) -> bool:

@@ -1,4 +1,4 @@
-"""The two state machines: what is in their tables happens, everything else is an error."""
+"""The state machines: what is in their tables happens, everything else is an error."""
 
 from itertools import product
 
@@ -6,21 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from duohuo.v1.operator_service_pb2 import AccountStatus
 from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_CREDITED,
     TRANSFER_STATE_DEBITED,
     TRANSFER_STATE_FAILED,
     TRANSFER_STATE_REFUNDED,
     ApplicationState,
+    HoldState,
     TransferState,
 )
+from transfer_svc import states
 from transfer_svc.states import (
     APPLICATION_OPEN,
     Decision,
+    HoldEvent,
     IllegalTransition,
     TransferEvent,
     decision_of,
     next_application_state,
+    next_hold_state,
     next_transfer_state,
 )
 
@@ -43,6 +48,22 @@ DEBITED       CREDITED   REFUNDED
 CREDITED      CREDITED   -
 REFUNDED      -          REFUNDED
 """
+HOLD = """
+              CAPTURE    RELEASE    EXPIRE
+UNSPECIFIED   -          -          -
+REFUSED       -          -          -
+HELD          CAPTURED   RELEASED   EXPIRED
+CAPTURED      -          -          -
+RELEASED      -          RELEASED   -
+EXPIRED       -          -          -
+"""
+# What operators want of an account: the status it shall have.
+ACCOUNT = """
+              OPEN       FROZEN     CLOSED
+OPEN          OPEN       FROZEN     CLOSED
+FROZEN        OPEN       FROZEN     CLOSED
+CLOSED        -          -          CLOSED
+"""
 Cell = tuple[str, str, str]
 
 
@@ -64,7 +85,17 @@ def transfer_state(name: str) -> TransferState.ValueType:
     return TransferState.Value(f"TRANSFER_STATE_{name}")
 
 
+def hold_state(name: str) -> HoldState.ValueType:
+    return HoldState.Value(f"HOLD_STATE_{name}")
+
+
+def status(name: str) -> AccountStatus.ValueType:
+    return AccountStatus.Value(f"ACCOUNT_STATUS_{name}")
+
+
 def test_the_tables_here_are_complete() -> None:
+    held = {(hold_state(state), HoldEvent[event]) for state, event, _ in cells(HOLD)}
+    assert held == set(product(HoldState.values(), HoldEvent))
     applied = {
         (application_state(state), Decision[event]) for state, event, _ in cells(APPLICATION)
     }
@@ -92,6 +123,24 @@ def test_a_transfer_moves_by_its_table(state: str, event: str, found: str) -> No
         assert next_transfer_state(transfer_state(state), TransferEvent[event]) == transfer_state(
             found
         )
+
+
+@pytest.mark.parametrize(("state", "event", "found"), cells(HOLD))
+def test_a_hold_moves_by_its_table(state: str, event: str, found: str) -> None:
+    if found == "-":
+        with pytest.raises(IllegalTransition, match=state):
+            next_hold_state(hold_state(state), HoldEvent[event])
+    else:
+        assert next_hold_state(hold_state(state), HoldEvent[event]) == hold_state(found)
+
+
+def test_an_account_moves_by_its_table() -> None:
+    here = {
+        (status(before), status(wanted)): status(found)
+        for before, wanted, found in cells(ACCOUNT)
+        if found != "-"
+    }
+    assert here == states.ACCOUNT
 
 
 @given(st.lists(st.sampled_from(Decision)))
