@@ -26,6 +26,12 @@ _ENDS = {
     APPLICATION_STATE_EXPIRED,
 }
 
+_OPEN = (
+    ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2)"),
+    # A log forgets what every other center has applied.
+    ("session", "revocations not yet everywhere", "SELECT 1 FROM log"),
+)
+
 
 def during(stage: Stage) -> Iterator[str]:
     """What must hold at every instant, faults or not."""
@@ -73,6 +79,17 @@ def during(stage: Stage) -> Iterator[str]:
     for (transfer, account), amount in credited.items():
         if debits.get(transfer) != amount:
             yield f"CONSERVE: {account} credited transfer {transfer} without its debit"
+
+
+def still_open(stage: Stage) -> list[str]:
+    """What must end before `after` can be asked; `verify` knows nothing of it."""
+    found = []
+    for name in stage.names:
+        for role, what, sql in _OPEN:
+            count = len(stage.disk(name).rows(role, sql))
+            if count:
+                found.append(f"{count} {what} at {name}")
+    return found
 
 
 def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
