@@ -200,7 +200,10 @@ async def test_what_the_payee_cannot_take_goes_back_to_the_payer(
 async def test_at_one_home_what_the_payee_cannot_take_is_refused_at_once(
     two: Bank, has: int, currency: str, reason: str
 ) -> None:
-    await two.deposit(ALICE, 100, "deposit-1")
+    # Hers comes from elsewhere: his is all that may come from outside at this center.
+    await two.deposit(BOB, 100, "deposit-1")
+    await two.pay(BOB, ALICE, 100, "transfer-0")
+    await two.settle()
     await two.fill(ALAN, has, currency)
     assert (await two.pay(ALICE, ALAN, 60, "transfer-1")).reason == reason
     assert await balances(two, ALICE, ALAN) == [100, has]
