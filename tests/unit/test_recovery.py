@@ -344,6 +344,17 @@ class TestRestoring:
             running.cancel()
             assert (await life(a)).generation == 0
 
+    async def test_a_copy_that_has_only_begun_to_arrive_is_waited_for(self) -> None:
+        """Its cursor says nothing yet: that must not be taken for a center that never had anything."""
+        async with centers("a", "b") as two:
+            b = two.service("b")
+            await b.store.write("begin", inbox.begin_install("a", "ledger"))
+            a = await two.lose_disk("a")
+            running = asyncio.create_task(a.recovery.run())
+            await until(lambda: "has not all of it itself" in a.recovery.doing)
+            running.cancel()
+            assert (await life(a)).generation == 0
+
     async def test_all_lose_their_disks_but_one(self) -> None:
         async with centers("a", "b", "c") as three:
             for number, user in enumerate((ALICE, BOB, CAROL)):
