@@ -46,14 +46,16 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         Audit(site, database),
         inbound.reconcile,
     )
+    queue = dispatch.QueueWorker(site, database)
     service = TransferService(
         site,
         database,
         Payees(site, database),
         lambda source: node.current_ms(source, ledger.LEDGER),
+        queue.notice,
     )
     dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.TransferPeerService", service, *node.servicers, refusal=node.refusal
     )
-    return TransferNode(node, dispatch.QueueWorker(site, database))
+    return TransferNode(node, queue)

@@ -105,3 +105,4 @@ class Inbound:
             yield from applications.decide(
                 application_id, decision_of(state, reason), reason, "", stamp
             )
+        yield from applications.touch(payer, transfer_id, body_hash, self._site.here)

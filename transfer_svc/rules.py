@@ -21,6 +21,7 @@ from runtime.ids import account_slot, is_client_made, place_of
 AMOUNT_MINOR_UNITS_MAX = 10**15
 BALANCE_MINOR_UNITS_MAX = 10**17
 MEMO_LENGTH_MAX = 140
+PAYEE_HOME_UNAVAILABLE = "PAYEE_HOME_UNAVAILABLE"
 NO_CURRENCY = "XXX"  # ISO 4217: no currency
 APPLICATION_LIFETIME_MS_MAX = 30 * 24 * 3600 * 1000
 PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX = 50, 100
@@ -130,6 +131,12 @@ def refusal(reason: str) -> RpcError:
     """The error for a business refusal. Nothing moved."""
     code, message = _REFUSALS[reason]
     return RpcError(code, reason, message)
+
+
+def speaks_of_home(error: RpcError) -> bool:
+    """Home was asked for a decision: does the error say something of home, and not of this transfer?"""
+    away = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED)
+    return error.code in away and error.reason != PAYEE_HOME_UNAVAILABLE
 
 
 def answer(result: TransferResult) -> TransferResult:

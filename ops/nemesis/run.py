@@ -149,7 +149,7 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
 
 
-_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2)"
+_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2, 7)"
 
 
 async def _watch(faults: Faults) -> None:

@@ -128,7 +128,7 @@ async def _settle(world: World, history: History) -> None:
     while True:
         report = verify.judge(await world.facts(), names)
         still_open = sum(
-            len(center.disk.rows("transfer", "SELECT 1 FROM application WHERE state IN (1, 2)"))
+            len(center.disk.rows("transfer", "SELECT 1 FROM application WHERE state IN (1, 2, 7)"))
             for center in world.centers.values()
         )
         if report.passed and not still_open:

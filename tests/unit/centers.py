@@ -231,7 +231,9 @@ class Centers(Bank):
             origin_center=origin,
             amount=Money(currency_code="CNY", minor_units=minor_units),
         )
-        unit = applications.accept(application, b"body", service.site.stamps.now())
+        unit = applications.accept(
+            application, b"body", self.home(payer).site.here, service.site.stamps.now()
+        )
         return (await service.store.write("accept", unit)).message.application_id
 
     def hush(self, *names: str) -> None:
