@@ -1,6 +1,11 @@
 """The effect of other centers' log records on this center's money, copies and applications."""
 
-from duohuo.internal.v1.log_pb2 import POSTING_KIND_CREDIT, POSTING_KIND_DEBIT, LogRecord
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_CREDIT,
+    POSTING_KIND_DEBIT,
+    POSTING_KIND_TRANSFER,
+    LogRecord,
+)
 from duohuo.v1.transfer_service_pb2 import TransferState
 from runtime.store import Unit
 from sync_bus.log import Stamp
@@ -23,6 +28,10 @@ class Inbound:
                 posting = record.posting
                 yield from ledger.copy(source, posting, record.time_ms)
                 yield from transfers.copy_posting(source, posting, record.time_ms)
+                if posting.kind in (POSTING_KIND_DEBIT, POSTING_KIND_TRANSFER):
+                    payer, transfer_id = posting.payer_account_id, posting.transfer_id
+                    here, body_hash = self._site.here, posting.body_hash
+                    yield from applications.touch(payer, transfer_id, body_hash, here)
                 if posting.kind == POSTING_KIND_DEBIT and self._is_home(posting.payee_account_id):
                     yield from transfers.credit(self._site.here, source, posting, stamp)
                 if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
