@@ -223,7 +223,11 @@ async def cancel(
     output: Output = Format.TEXT,
 ) -> None:
     """Withdraw a queued transfer. Example: duohuo cancel q-a-3fa-0192f0c1..."""
-    from duohuo.v1.transfer_service_pb2 import Application, CancelApplicationRequest
+    from duohuo.v1.transfer_service_pb2 import (
+        APPLICATION_STATE_CANCELLED,
+        Application,
+        CancelApplicationRequest,
+    )
     from ops.client import connected
     from ops.plain import plain
 
@@ -235,7 +239,15 @@ async def cancel(
             Application,
             login,
         )
-        say(output, "Cancelled; no money moved and none will.", plain(found))
+        if found.state == APPLICATION_STATE_CANCELLED:
+            text = "Cancelled; no money moved and none will."
+        else:
+            text = (
+                "Not known yet: the payer's home center does not answer, and may have decided before.\n"
+                "It is asked until it says: cancelled, or what it had decided. Follow it:"
+                " duohuo applications --watch"
+            )
+        say(output, text, plain(found))
 
 
 @command

@@ -2,8 +2,9 @@
 
 A row belongs to one center, its owner, and other centers repeat what the owner wrote. Rows of a merged
 table are written by many centers, and the greatest version of a key wins; its owner is who wrote it.
-Rows are never deleted, and change only towards a greater version. So a copy can be brought up to date
-from any other, in any order, and a row of the same version with another content is a fault.
+Rows change only towards a greater version, and are deleted only by an entry of their owner's. So a copy can
+be brought up to date from any other, in any order, and a row of the same version with another content is a
+fault.
 """
 
 from collections.abc import Callable, Sequence

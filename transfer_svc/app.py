@@ -52,11 +52,13 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         inbound.reconcile,
     )
     payees = Payees(site, database)
+    queue = dispatch.QueueWorker(site, database)
     service = TransferService(
         site,
         database,
         payees,
         lambda source: node.current_ms(source, ledger.LEDGER),
+        queue.notice,
     )
     held = HoldService(site, database, payees, service.settled)
     dispatcher.add("duohuo.v1.TransferService", service, held, refusal=node.refusal)
@@ -67,4 +69,4 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         *node.servicers,
         refusal=node.refusal,
     )
-    return TransferNode(node, dispatch.QueueWorker(site, database), HoldExpiry(site, database))
+    return TransferNode(node, queue, HoldExpiry(site, database))

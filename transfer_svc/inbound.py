@@ -3,6 +3,7 @@
 from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_CREDIT,
     POSTING_KIND_DEBIT,
+    POSTING_KIND_TRANSFER,
     LogRecord,
     Posting,
 )
@@ -29,6 +30,10 @@ class Inbound:
                 posting = record.posting
                 yield from ledger.copy(source, posting, record.time_ms)
                 yield from transfers.copy_posting(source, posting, record.time_ms)
+                if posting.kind in (POSTING_KIND_DEBIT, POSTING_KIND_TRANSFER):
+                    payer, transfer_id = posting.payer_account_id, posting.transfer_id
+                    here, body_hash = self._site.here, posting.body_hash
+                    yield from applications.touch(payer, transfer_id, body_hash, here)
                 if posting.kind == POSTING_KIND_DEBIT and self._receives(posting):
                     yield from transfers.credit(self._site.here, source, posting, stamp)
                 if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
@@ -123,3 +128,4 @@ class Inbound:
             yield from applications.decide(
                 application_id, decision_of(state, reason), reason, "", stamp
             )
+        yield from applications.touch(payer, transfer_id, body_hash, self._site.here)

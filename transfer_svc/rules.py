@@ -28,6 +28,7 @@ of a mesh of up to 20 centers fits into BOOKED_MINOR_UNITS_MAX, and no sum of ba
 BOOKED_MINOR_UNITS_MAX = 4 * 10**18
 """Behind every decision the database refuses more. A refund always fits: it was in the books before."""
 MEMO_LENGTH_MAX = 140
+PAYEE_HOME_UNAVAILABLE = "PAYEE_HOME_UNAVAILABLE"
 NO_CURRENCY = "XXX"  # ISO 4217: no currency
 DAY_MS = 24 * 3600 * 1000
 APPLICATION_LIFETIME_MS_MAX = 30 * DAY_MS
@@ -262,6 +263,12 @@ def refusal(reason: str) -> RpcError:
     """The error for a business refusal. Nothing moved."""
     code, message, advice = _REFUSALS[reason]
     return RpcError(code, reason, message, advice=advice)
+
+
+def speaks_of_home(error: RpcError) -> bool:
+    """Home was asked for a decision: does the error say something of home, and not of this transfer?"""
+    away = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED)
+    return error.code in away and error.reason != PAYEE_HOME_UNAVAILABLE
 
 
 def answer(result: TransferResult) -> TransferResult:

@@ -27,7 +27,7 @@ _ENDS = {
 }
 
 _OPEN = (
-    ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2)"),
+    ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2, 7)"),
     # A log forgets what every other center has applied.
     ("session", "revocations not yet everywhere", "SELECT 1 FROM log"),
 )
@@ -183,8 +183,14 @@ def _applications(
         for identifier in user.applications:
             if identifier not in ends:
                 yield f"DURABLE: the accepted application {identifier} is gone"
-    for one in history.of("cancel", Outcome.OK):
-        if ends[one.facts["application"]] != {APPLICATION_STATE_CANCELLED}:
+    # A cancel that was answered CANCELLING may end in any one of the ends, and above it had to.
+    for one in history.of("cancel"):
+        cancelled = ends[one.facts["application"]] == {APPLICATION_STATE_CANCELLED}
+        told_cancelled = (
+            one.outcome is Outcome.OK and one.result.state == APPLICATION_STATE_CANCELLED
+        )
+        told_decided = one.outcome is Outcome.REFUSED and one.reason == "APPLICATION_DECIDED"
+        if (told_cancelled and not cancelled) or (told_decided and cancelled):
             yield f"ONCE: {one} but it ended as {ends[one.facts['application']]}"
 
 

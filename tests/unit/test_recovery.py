@@ -570,13 +570,14 @@ class TestMoney:
     async def test_a_queued_application_comes_back_due_at_once_and_without_attempts(self) -> None:
         async with centers("a", "b") as two:
             application = await two.apply("b", ALICE, CAROL, 30, "transfer-1")
-            later = NOON_MS + 10**6
-            unit = applications.attempted(application, "CENTER_UNREACHABLE", later)
+            unit = applications.attempted(application, "CENTER_UNREACHABLE", NOON_MS, 10**6)
             await two.service("b").store.write("attempted", unit)
             await two.settle()
             b = await two.recover("b")
-            (row,) = await b.store.read(applications.due("b", NOON_MS, 60_000, 10))
-            assert row.message.application_id == application
+            (stray,) = await b.store.read(applications.strays("b", b.site.home_of))
+            assert (stray.application_id, stray.home) == (application, "a")
+            row = await b.store.read(applications.find(application))
+            assert row is not None
             assert (row.message.attempts, row.message.last_attempt_error) == (0, "")
 
 
