@@ -9,6 +9,8 @@ from ops import (
     account_commands,
     bench_commands,
     center_commands,
+    control_commands,
+    hold_commands,
     money_commands,
     parked_commands,
 )
@@ -23,6 +25,8 @@ app = typer.Typer(
 center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
+hold_commands.add_to(app)
+control_commands.add_to(app)
 parked_commands.add_to(app)
 bench_commands.add_to(app)
 
