@@ -11,6 +11,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     InspectResponse,
 )
 from duohuo.v1.operator_service_pb2 import (
+    CopyName,
     DropParkedRequest,
     DropParkedResponse,
     EntryName,
@@ -19,12 +20,16 @@ from duohuo.v1.operator_service_pb2 import (
     LogStatus,
     RetryParkedRequest,
     RetryParkedResponse,
+    TransitFact,
+    Violation,
 )
 from runtime.dispatcher import Incoming
+from runtime.errors import RpcError
 from runtime.store import Store, Unit, query
 from sync_bus import inbox, log, parked
 from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.bus import Bus
+from sync_bus.copies import CopiedTable, Found
 from sync_bus.feed import FeedServicer
 from sync_bus.inbox import Handler
 from sync_bus.log import Topic
@@ -40,6 +45,10 @@ class Inspection(Protocol):
     """A service's own part of status and verify."""
 
     async def counts(self) -> dict[str, int]: ...
+
+    async def overdue(self) -> list[TransitFact]:
+        """What should have been done long ago."""
+        ...
 
     async def facts(self) -> CollectFactsResponse: ...
 
@@ -105,6 +114,8 @@ class ServiceNode:
         self._store = database
         self._here = site.here
         self._clock = site.clock
+        self._topics = {topic.name: topic for topic in topics}
+        self._peers = site.mesh.peers
         self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(
@@ -133,6 +144,7 @@ class ServiceNode:
             clock_wrong=self._clocks.local_is_wrong(),
             logs=await self._logs(),
             recovering=self._recovery.doing,
+            overdue=await self._inspection.overdue(),
         )
 
     async def _logs(self) -> list[LogStatus]:
@@ -149,17 +161,28 @@ class ServiceNode:
         ]
 
     async def CollectFacts(
-        self, _request: CollectFactsRequest, _incoming: Incoming
+        self, request: CollectFactsRequest, _incoming: Incoming
     ) -> CollectFactsResponse:
         facts = await self._inspection.facts()
-        cursors = await self._store.read(inbox.inspect())
-        facts.violations.extend(
-            f"CONVERGE: {one.parked} of {one.topic} of center {one.source} could not be applied"
-            f" (duohuo parked list {self._here})"
-            for one in cursors
-            if one.parked
-        )
+        waiting = await self._store.read(parked.find(None))
+        facts.violations.extend(one.violation(self._here) for one in waiting)
+        for name in request.compare:
+            await self._compare(name, facts)
         return facts
+
+    async def _compare(self, name: CopyName, facts: CollectFactsResponse) -> None:
+        """Compares a copy with its owner row by row, if both are there to be compared now."""
+        topic = self._topics.get(name.topic)
+        if topic is None or name.source_center not in self._peers:
+            return
+        try:
+            found = await self._anti_entropy.differences(name.source_center, topic)
+        except RpcError:
+            return
+        facts.compared.append(name)
+        facts.violations.extend(
+            _difference(self._here, name.source_center, table, one) for table, one in found
+        )
 
     async def ListParked(
         self, _request: ListParkedRequest, _incoming: Incoming
@@ -188,3 +211,17 @@ class ServiceNode:
                 parked.tell(self.role, action)
                 done.actions.append(action)
         return done
+
+
+def _difference(here: str, owner: str, table: CopiedTable, found: Found) -> Violation:
+    """A row of a copy that is not what its owner has; named by the ids in it."""
+    named = dict(zip(table.columns, found.row, strict=True))
+    what = f"{table.name} of center {owner}: {found.difference.value}"
+    return Violation(
+        invariant="CONVERGE",
+        center=here,
+        account_id=str(named.get("account_id", named.get("payer_account_id", ""))),
+        transfer_id=str(named.get("transfer_id", "")),
+        number=int(named.get("number", 0)),
+        what=what if found.trusted else f"{what}, but its owner's row does not fit its chain",
+    )

@@ -2,7 +2,8 @@
 
 A user's account may not go below zero: the balance moves by a conditional update, and a CHECK stands
 behind it. System accounts have a dot in their name: `external.a.CNY` is the outside world as seen from
-center a, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the
+center a, `transit.a.b.CNY` what is on its way between a's and b's accounts. Each account's entries form a
+hash chain (`chain`), and a chain that does not fit takes no further entry. The same tables hold the
 copies of other centers' accounts: whoever is home writes, the others copy what home wrote.
 """
 
@@ -13,17 +14,18 @@ from runtime.store import Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
+from transfer_svc import chain
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger_account (
   account_id TEXT NOT NULL PRIMARY KEY, currency TEXT NOT NULL, balance INTEGER NOT NULL,
-  last_number INTEGER NOT NULL, center TEXT NOT NULL,
+  last_number INTEGER NOT NULL, center TEXT NOT NULL, head BLOB NOT NULL,
   CHECK (balance >= 0 OR account_id LIKE '%.%')) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
   account_id TEXT NOT NULL, number INTEGER NOT NULL, center TEXT NOT NULL, kind INTEGER NOT NULL,
   transfer_id TEXT NOT NULL, minor_units INTEGER NOT NULL, balance_after INTEGER NOT NULL,
-  counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL,
+  counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL, hash BLOB NOT NULL,
   PRIMARY KEY (account_id, number)) STRICT, WITHOUT ROWID;
 """
 
@@ -34,19 +36,22 @@ LEDGER = Topic(
     (
         CopiedTable(
             "ledger_account",
-            ("account_id", "currency", "balance", "last_number", "center"),
+            ("account_id", "currency", "balance", "last_number", "center", "head"),
             keys=1,
             owner="center",
             version=lambda row: row[3],
+            proven=chain.account_proven,
         ),
         CopiedTable(
             "entry",
             columns(
                 "account_id number center kind transfer_id minor_units balance_after"
-                " counterparty memo time_ms"
+                " counterparty memo time_ms hash"
             ),
             keys=2,
             owner="center",
+            proven=chain.entry_proven,
+            digested=False,  # the heads of the chains stand for all entries
         ),
         # The tables of `transfers`: they change with the same entries.
         CopiedTable(
@@ -158,14 +163,16 @@ def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
     accounts = [leg.account_id for leg in posting.legs]
     for leg, counterparty in zip(posting.legs, reversed(accounts), strict=True):
         yield from query(
-            "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
-            " SET balance = excluded.balance, last_number = excluded.last_number"
+            "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
+            " SET balance = excluded.balance, last_number = excluded.last_number,"
+            " head = excluded.head"
             " WHERE excluded.last_number > last_number",
             leg.account_id,
             posting.currency_code,
             leg.balance_after,
             leg.number,
             center,
+            leg.hash,
         )
         yield from _insert_entry(center, posting, leg, counterparty, time_ms)
 
@@ -192,28 +199,33 @@ def _move(
     stamp: Stamp,
 ) -> Unit[Leg]:
     yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, ?) ON CONFLICT DO NOTHING",
         account_id,
         posting.currency_code,
         center,
+        chain.START,
     )
+    last = yield from chain.last(account_id)
+    leg = Leg(
+        account_id=account_id,
+        minor_units=minor_units,
+        balance_after=last.balance + minor_units,
+        number=last.number + 1,
+    )
+    entry = _entry(center, posting, leg, counterparty, stamp.time_ms)
+    leg.hash = chain.link(last.head, posting.currency_code, entry)
     rows = yield from query(
-        "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1"
+        "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1, head = ?5"
         " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= 0 OR ?4)"
         " RETURNING balance, last_number",
         minor_units,
         account_id,
         posting.currency_code,
         int(is_system(account_id)),
+        leg.hash,
     )
     if not rows:
         raise NotCovered(account_id)
-    leg = Leg(
-        account_id=account_id,
-        minor_units=minor_units,
-        balance_after=rows[0][0],
-        number=rows[0][1],
-    )
     yield from _insert_entry(center, posting, leg, counterparty, stamp.time_ms)
     return leg
 
@@ -222,7 +234,16 @@ def _insert_entry(
     center: str, posting: Posting, leg: Leg, counterparty: str, time_ms: int
 ) -> Unit[None]:
     yield from query(
-        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *_entry(center, posting, leg, counterparty, time_ms),
+        leg.hash,
+    )
+
+
+def _entry(
+    center: str, posting: Posting, leg: Leg, counterparty: str, time_ms: int
+) -> chain.EntryFields:
+    return chain.EntryFields(
         leg.account_id,
         leg.number,
         center,

@@ -27,6 +27,7 @@ from duohuo.v1.operator_service_pb2 import (
     RetryParkedRequest,
     RetryParkedResponse,
     SpanRecord,
+    Violation,
 )
 from gateway.operator import OperatorGate, OperatorServicer
 from runtime.dispatcher import Incoming
@@ -137,7 +138,7 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
             return says(
                 InspectResponse(counts={f"{call.method.role}s": 3}, clock_drift_ms={"b": -1001})
             )(call)
-        return says(CollectFactsResponse(violations=[f"of {call.method.role}"]))(call)
+        return says(CollectFactsResponse(violations=[Violation(what=call.method.role)]))(call)
 
     servicer = operator(RecordingEndpoint(answer), silent())
     status = await servicer.GetStatus(GetStatusRequest(), INCOMING)
@@ -149,7 +150,7 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
     assert not status.clock_wrong
     facts = await servicer.GetFacts(GetFactsRequest(), INCOMING)
     assert list(facts.silent_roles) == ["session"]
-    assert list(facts.violations) == ["of account", "of transfer"]
+    assert [one.what for one in facts.violations] == ["account", "transfer"]
 
 
 NAME = EntryName(source_center="b", topic="ledger", seq=7)

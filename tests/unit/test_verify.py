@@ -81,18 +81,20 @@ def change_a_password_at_one_center(facts: Facts) -> None:
 
 
 def find_an_overdraft(facts: Facts) -> None:
-    facts["a"].violations.append("NO-OVERDRAFT: account x has -1")
+    facts["a"].violations.add(
+        invariant="NO-OVERDRAFT", center="a", account_id="x", what="its balance is -1"
+    )
 
 
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        (lose_money, "CONSERVE: the books of center b are off by -1 CNY"),
-        (make_money, "CONSERVE: the books of center c are off by 1 CNY"),
+        (lose_money, "CONSERVE: center b: the books of center b are off by -1 CNY"),
+        (make_money, "CONSERVE: center c: the books of center c are off by 1 CNY"),
         (lose_money_between_centers, "CONSERVE: 1 CNY are in transit although nothing is on"),
         (change_a_copy, "CONVERGE: ledger of center b differ between centers a, b, c at 9"),
         (change_a_password_at_one_center, "CONVERGE: changes of all centers differ between"),
-        (find_an_overdraft, "center a: NO-OVERDRAFT: account x has -1"),
+        (find_an_overdraft, "NO-OVERDRAFT: center a, account x: its balance is -1"),
     ],
 )
 def test_a_planted_fault_is_named(fault: Callable[[Facts], None], named: str) -> None:
@@ -100,9 +102,11 @@ def test_a_planted_fault_is_named(fault: Callable[[Facts], None], named: str) ->
     fault(facts)
     report = judge(facts, CENTERS)
     assert not report.passed
-    assert [line for line in report.violations if named in line]
+    assert [one for one in report.violations if named in str(one)]
     assert f"FAIL  {report.violations[0]}" in report.text()
-    assert report.data()["violations"] == list(report.violations)
+    shown = report.data()["violations"]
+    assert [one["line"] for one in shown] == [str(one) for one in report.violations]
+    assert all(one["invariant"] and one["what"] for one in shown)
 
 
 @pytest.mark.parametrize("fault", [lose_money, change_a_copy, find_an_overdraft])
