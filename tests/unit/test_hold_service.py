@@ -292,7 +292,7 @@ async def never_settled(_row: TransferRow, _timeout_s: float) -> TransferRow:
 
 
 async def change(two: Centers, at: str = "a", **what: Any) -> tuple[Any, Any]:
-    request = ChangeControlRequest(account_id=ALICE, who="operator", **what)
+    request = ChangeControlRequest(account_id=ALICE, **what)
     called = peer_method("transfer", "ChangeControl")
     reply = await two.service(at).dispatcher.unary(Call(called, request.SerializeToString(), 5.0))
     changed = AccountControlChange.FromString(reply.payload)
