@@ -6,6 +6,7 @@ from account_svc import store
 from account_svc.passwords import Passwords
 from account_svc.service import AccountService
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
+from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.placement import slot_of
 from runtime.store import Store, Unit
@@ -45,12 +46,24 @@ class _Inspection:
 
 
 def build(
-    site: Site, database: Store, bus: Bus, passwords: Passwords, dispatcher: Dispatcher
+    site: Site,
+    database: Store,
+    bus: Bus,
+    passwords: Passwords,
+    dispatcher: Dispatcher,
+    destinations: Destinations,
+    *,
+    email_offered: bool,
 ) -> ServiceNode:
     """Serves the account role from `dispatcher`; the returned node's tasks replicate it."""
     node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
     service = AccountService(
-        site, database, passwords, lambda source: node.current_ms(source, store.ACCOUNTS)
+        site,
+        database,
+        passwords,
+        lambda source: node.current_ms(source, store.ACCOUNTS),
+        destinations,
+        email_offered=email_offered,
     )
     dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)
     dispatcher.add(

@@ -7,10 +7,13 @@ a write that loses to a newer version changes nothing but the history.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from account_svc import notification
+from account_svc.notification import Setting
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
     CredentialChanged,
     LogRecord,
+    NotificationChanged,
     ProfileChanged,
 )
 from runtime.store import Row, Unit, query
@@ -19,7 +22,8 @@ from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 from sync_bus.merge import Version, wins
 
-SCHEMA = """
+SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS account (
   account_id TEXT NOT NULL PRIMARY KEY, identifier TEXT NOT NULL UNIQUE, request_id TEXT NOT NULL,
   source TEXT NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -36,6 +40,8 @@ CREATE TABLE IF NOT EXISTS request (
   account_id TEXT NOT NULL, request_id TEXT NOT NULL, time_ms INTEGER NOT NULL, center TEXT NOT NULL,
   PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 """
+    + notification.SCHEMA
+)
 
 PASSWORD = "password"  # noqa: S105 - how the history calls that field
 PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
@@ -176,6 +182,18 @@ def set_profile(
     yield from log.append(CHANGES, stamp, LogRecord(profile_changed=changed))
 
 
+def set_notification(
+    account_id: str, setting: Setting, request_id: str, center: str, stamp: Stamp
+) -> Unit[None]:
+    """Writes the notification setting here, unless its request was seen before."""
+    if (yield from was_seen(account_id, request_id)):
+        return
+    yield from _note_request(account_id, request_id, stamp.time_ms, center)
+    yield from notification.merge(account_id, setting, Version(stamp.hlc, center))
+    changed = NotificationChanged(account_id=account_id, request_id=request_id, **setting._asdict())
+    yield from log.append(CHANGES, stamp, LogRecord(notification_changed=changed))
+
+
 def was_seen(account_id: str, request_id: str) -> Unit[bool]:
     """Was this request carried out, here or at a center whose log has arrived?"""
     rows = yield from query(
@@ -208,6 +226,11 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
             profile = record.profile_changed
             yield from _note_request(profile.account_id, profile.request_id, record.time_ms, source)
             yield from _merge_fields(profile.account_id, profile.fields, version)
+        case "notification_changed":
+            changed = record.notification_changed
+            yield from _note_request(changed.account_id, changed.request_id, record.time_ms, source)
+            setting = Setting(changed.webhook_url, changed.webhook_secret, changed.email)
+            yield from notification.merge(changed.account_id, setting, version)
         case other:
             raise ValueError(f"not a record of this service: {other}")
 
@@ -341,6 +364,7 @@ CHANGES = Topic(
             merged=True,
             version=lambda row: row[2:],
         ),
+        notification.TABLE,
     ),
 )
 TOPICS = (ACCOUNTS, CHANGES)

@@ -8,32 +8,39 @@ from runtime.store import Store
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, dispatch, ledger, transfers
+from transfer_svc import applications, dispatch, ledger, notifications, transfers
 from transfer_svc.audit import Audit
+from transfer_svc.courier import Courier
+from transfer_svc.dead_letters import DeadLetters
 from transfer_svc.inbound import Inbound
+from transfer_svc.notifier import Notifier
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA
+SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA + notifications.SCHEMA
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class TransferNode:
-    """Replication, and the queue's worker; `run` for as long as the service lives."""
+    """Replication, the queue's worker and the notifier; `run` for as long as the service lives."""
 
     node: ServiceNode
     queue: dispatch.QueueWorker
+    notifier: Notifier
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
             tasks.create_task(self.queue.run())
+            tasks.create_task(self.notifier.run())
 
 
-def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
+def build(
+    site: Site, database: Store, bus: Bus, dispatcher: Dispatcher, courier: Courier
+) -> TransferNode:
     """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
     inbound = Inbound(site)
     node = ServiceNode(
@@ -54,6 +61,12 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
     )
     dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
     dispatcher.add(
-        "duohuo.internal.v1.TransferPeerService", service, *node.servicers, refusal=node.refusal
+        "duohuo.internal.v1.TransferPeerService",
+        service,
+        DeadLetters(database, site.clock),
+        *node.servicers,
+        refusal=node.refusal,
     )
-    return TransferNode(node, dispatch.QueueWorker(site, database))
+    return TransferNode(
+        node, dispatch.QueueWorker(site, database), Notifier(site, database, courier)
+    )

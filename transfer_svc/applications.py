@@ -20,6 +20,7 @@ from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
+from transfer_svc import notifications
 from transfer_svc.states import APPLICATION_OPEN, Decision, follows, next_application_state
 
 SCHEMA = """
@@ -152,6 +153,7 @@ def decide(
         message.payee_account_id = payee_account_id
     if state not in APPLICATION_OPEN:
         message.decide_time.CopyFrom(timestamp(stamp.time_ms))
+        yield from notifications.note(message, stamp)
     yield from _store(message)
     yield from _tell(message, found.body_hash, stamp)
     return message

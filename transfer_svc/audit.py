@@ -9,7 +9,7 @@ from runtime.clock import timestamp
 from runtime.store import Store, Unit, query
 from sync_bus.facts import digests
 from sync_bus.site import Site
-from transfer_svc import applications, ledger, transfers
+from transfer_svc import applications, ledger, notifications, transfers
 
 VIOLATIONS_MAX = 100
 TRANSITS_MAX = 1000
@@ -36,10 +36,12 @@ class Audit:
             self.site.here,
         )
         queued = yield from applications.open_count()
+        told = yield from notifications.counts()
         return {
             "transfers_in_transit": rows[0][0],
             "money_in_transit": rows[0][1],
             "applications_open": queued,
+            **told,
         }
 
     def _facts(self) -> Unit[CollectFactsResponse]:

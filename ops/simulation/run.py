@@ -110,6 +110,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         await _settle(world, history)
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
+    history.broken += checks.notified(world, workload.users, history, world.receivers)
     history.broken += [f"CRASH: {crash}" for crash in world.crashes]
     history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
     return world.loop.time() - healed_s
@@ -131,10 +132,17 @@ async def _settle(world: World, history: History) -> None:
             len(center.disk.rows("transfer", "SELECT 1 FROM application WHERE state IN (1, 2)"))
             for center in world.centers.values()
         )
-        if report.passed and not still_open:
+        untold = sum(
+            len(center.disk.rows("transfer", "SELECT 1 FROM delivery WHERE state = 1"))
+            for center in world.centers.values()
+        )
+        if report.passed and not still_open and not untold:
             break
         if world.loop.time() > deadline_s:
-            history.broken.append(f"CONVERGE: {still_open} applications open; {report.text()}")
+            history.broken.append(
+                f"CONVERGE: {still_open} applications open, {untold} notifications waiting;"
+                f" {report.text()}"
+            )
             break
         await asyncio.sleep(1)
     for name, center in world.centers.items():

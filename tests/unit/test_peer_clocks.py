@@ -18,7 +18,7 @@ from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
 from runtime.peer_clocks import ALARM_MS, PeerClocks
 from runtime.placement import slot_of
-from tests.fakes import NOON_MS, FakeClock, site, temporary_store
+from tests.fakes import NOON_MS, FakeClock, resolves, site, temporary_store
 
 HOUR_MS = 3_600_000
 INCOMING = Incoming("", 5.0)
@@ -96,7 +96,9 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
 ) -> None:
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(accounts.SCHEMA, accounts.TOPICS, ["b", "c"]) as store:
-        service = AccountService(here, store, SimulatedPasswords(), lambda _source: 0)
+        service = AccountService(
+            here, store, SimulatedPasswords(), lambda _source: 0, resolves(), email_offered=True
+        )
         registering = RegisterRequest(
             identifier=next(
                 f"user-{n}@example.com"
