@@ -10,6 +10,7 @@ from ops import (
     bench_commands,
     center_commands,
     money_commands,
+    notification_commands,
     parked_commands,
 )
 from ops.output import Options
@@ -24,6 +25,7 @@ center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
 parked_commands.add_to(app)
+notification_commands.add_to(app)
 bench_commands.add_to(app)
 
 

@@ -1,5 +1,6 @@
 """Hands mails to the mail server of the settings, over SMTP."""
 
+import ssl
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import formatdate
@@ -27,9 +28,16 @@ class MailServer:
 class MailClient:
     """Hands over one mail per connection; without a server, none."""
 
-    def __init__(self, server: MailServer | None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        server: MailServer | None,
+        timeout_s: float = TIMEOUT_S,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
+        """`trusted` says which certificates are good; those that the machine trusts, if left out."""
         self._server = server
         self._timeout_s = timeout_s
+        self._trusted = trusted
 
     async def send(self, mail: Mail) -> None:
         """Raises Undelivered."""
@@ -45,6 +53,7 @@ class MailClient:
                 start_tls=server.tls == "starttls",
                 username=server.user or None,
                 password=server.password or None,
+                tls_context=self._trusted,
                 timeout=self._timeout_s,
             )
         except aiosmtplib.SMTPRecipientsRefused as refused:
