@@ -134,7 +134,7 @@ async def _start(
     )
     webhooks = WebhookClient(destinations)
     closing.push_async_callback(webhooks.close)
-    mail_server = _mail_server(settings)
+    mail_server = _mail_server(settings) if "transfer" in settings.roles else None
     outside = wiring.Outside(
         open_store,
         lambda role: JetStreamBus(nats, role, mesh.peers),
@@ -142,7 +142,7 @@ async def _start(
         spans,
         Outward(webhooks, MailClient(mail_server)),
         destinations,
-        email_offered=mail_server is not None,
+        email_offered=settings.smtp_host is not None,
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []

@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from duohuo.webhooks import InvalidWebhook, sign, verified
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_FAILED, Application
+from duohuo.webhooks import HEADER, TOLERANCE_S, InvalidWebhook, sign, verified
+from runtime.destinations import URL_LENGTH_MAX
+from transfer_svc import notifications, notifier, webhook_client
 
 SECRET, OTHER = "a-secret-of-the-test", "the-secret-of-another"
 NOW_S = 1_900_000_000
@@ -100,3 +105,55 @@ def test_it_needs_the_standard_library_alone() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "300\n"
+
+
+PAGE = Path("docs/notifications.md").read_text()
+
+
+def block(language: str) -> str:
+    """The one code block of a language in docs/notifications.md."""
+    _, _, rest = PAGE.partition(f"```{language}\n")
+    return rest.partition("```")[0]
+
+
+def test_the_receiver_of_the_documentation_takes_each_event_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW_S)
+    program: dict[str, Any] = {}
+    exec(block("python"), program)  # noqa: S102 - our own page
+    body = block("json").encode()
+    signature = sign(body, "the-secret-you-gave", NOW_S)
+    for _ in range(2):
+        assert program["receive"]({"Duohuo-Signature": signature}, body) == 204
+    assert program["receive"]({}, body) == 400
+    assert program["receive"]({"Duohuo-Signature": sign(body, OTHER, NOW_S)}, body) == 400
+    event = json.loads(body)
+    assert capsys.readouterr().out == f"{event['application_id']} {event['state']}\n"
+
+
+def test_the_event_of_the_documentation_is_one_of_ours() -> None:
+    event = json.loads(block("json"))
+    application = Application(
+        application_id=event["application_id"],
+        transfer_id=event["transfer_id"],
+        state=APPLICATION_STATE_FAILED,
+        reason=event["reason"],
+        amount=Money(**event["amount"]),
+    )
+    application.decide_time.FromJsonString(event["time"])
+    assert json.loads(notifications.body(application)) == event
+
+
+def test_the_documentation_names_the_limits_and_the_signature_as_they_are() -> None:
+    assert f"{HEADER}: {GOOD}" in PAGE
+    for said in (
+        f"more than {TOLERANCE_S // 60} minutes old",
+        f"within {webhook_client.TIMEOUT_S:g} seconds",
+        f"after {notifier.DELAY_MS_FIRST // 2000} to {notifier.DELAY_MS_FIRST // 1000} seconds",
+        f"up to {notifier.DELAY_MS_MAX // 3_600_000} hours: {notifier.ATTEMPTS_MAX} attempts",
+        f"each host at most {notifier.PER_HOST_MAX}",
+        f"in the last {notifications.RESTORED_AGE_MS_MAX // 86_400_000} days",
+        f"at most {URL_LENGTH_MAX} characters",
+    ):
+        assert said in " ".join(PAGE.split()), said
