@@ -137,26 +137,32 @@ def of_restored(origin: str, stamp: Stamp, limit: int) -> Unit[int]:
     return len(rows)
 
 
-def due(
-    channel: Channel.ValueType, now_ms: int, longest_ms: int, first_ms: int, limit: int
-) -> Unit[list[Due]]:
-    """Deliveries of a channel that are due, one of each account, those that wait longest first.
-
-    One that is due later than its delay can be was scheduled before the clock jumped, and is due now.
-    """
+def due(channel: Channel.ValueType, now_ms: int, limit: int) -> Unit[list[Due]]:
+    """Deliveries of a channel that are due, one of each account, those that wait longest first."""
     rows = yield from query(
-        "SELECT notification_id, channel, d.account_id, attempts, body, n.traceparent,"
-        " min(next_attempt_ms) FROM delivery d JOIN notification n USING (notification_id)"
-        " WHERE state = 1 AND channel = ?1 AND (next_attempt_ms <= ?2"
-        " OR next_attempt_ms > ?2 + max(60000, min(?4 << attempts, ?3)))"
-        " GROUP BY d.account_id ORDER BY 7, 1 LIMIT ?5",
+        "SELECT notification_id, channel, d.account_id, attempts, body, traceparent FROM"
+        " (SELECT notification_id, channel, account_id, attempts, min(next_attempt_ms) AS since_ms"
+        " FROM delivery WHERE state = 1 AND channel = ? AND next_attempt_ms <= ?"
+        " GROUP BY account_id ORDER BY since_ms, notification_id LIMIT ?) d"
+        " JOIN notification USING (notification_id) ORDER BY since_ms, notification_id",
         channel,
         now_ms,
-        longest_ms,
-        first_ms,
         limit,
     )
-    return [Due(*row[:6]) for row in rows]
+    return [Due(*row) for row in rows]
+
+
+def reschedule(now_ms: int, first_ms: int, longest_ms: int, postponed_ms: int) -> Unit[None]:
+    """Makes due now what waits longer than any delay can be: it was scheduled before the clock was set
+    back."""
+    yield from query(
+        "UPDATE delivery SET next_attempt_ms = ?1 WHERE state = 1"
+        " AND next_attempt_ms > ?1 + max(?4, min(?2 << attempts, ?3))",
+        now_ms,
+        first_ms,
+        longest_ms,
+        postponed_ms,
+    )
 
 
 def next_due_ms(channel: Channel.ValueType, now_ms: int) -> Unit[int | None]:

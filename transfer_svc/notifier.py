@@ -9,6 +9,7 @@ receiver holds up nobody but itself.
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from urllib.parse import urlsplit
 
@@ -40,9 +41,10 @@ DELAY_MS_FIRST = 2_000
 DELAY_MS_MAX = 6 * 3_600_000
 POSTPONED_MS = 60_000
 BUSY_MS = 1_000
-ROUND_INTERVAL_S = 0.05
+ROUND_INTERVAL_S = 0.1
 """Commits come by the thousand a second; what is due is not looked for more often than this."""
 RETRY_INTERVAL_S = 0.5
+RESCHEDULE_INTERVAL_S = 60.0
 PEER_TIMEOUT_S = 2.0
 CONTACT_UNKNOWN = "CONTACT_UNKNOWN"
 _LOOKUP = peer_method("account", "LookupContact")
@@ -95,6 +97,7 @@ class Notifier:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._wake())
+            tasks.create_task(self._reschedule())
             for channel in notifications.CHANNELS:
                 tasks.create_task(self._serve(channel))
 
@@ -215,6 +218,21 @@ class Notifier:
                 await asyncio.sleep(RETRY_INTERVAL_S)
                 self._returned.set()
 
+    async def _reschedule(self) -> None:
+        """A clock that was set back must not hold anything up for long."""
+        while True:
+            await asyncio.sleep(RESCHEDULE_INTERVAL_S)
+            with suppress(RpcError):  # a full disk
+                await self.reschedule()
+
+    async def reschedule(self) -> None:
+        await self._store.write(
+            "reschedule notifications",
+            notifications.reschedule(
+                self._site.clock.wall_ms(), DELAY_MS_FIRST, DELAY_MS_MAX, POSTPONED_MS
+            ),
+        )
+
     async def _serve(self, channel: Channel.ValueType) -> None:
         """Keeps as many deliveries of a channel under way as may be."""
         busy: set[str] = set()
@@ -236,9 +254,7 @@ class Notifier:
         room = AT_ONCE_MAX[channel] - len(busy)
         if not room:
             return []
-        found = await self._store.read(
-            notifications.due(channel, now_ms, DELAY_MS_MAX, DELAY_MS_FIRST, AT_ONCE_MAX[channel])
-        )
+        found = await self._store.read(notifications.due(channel, now_ms, AT_ONCE_MAX[channel]))
         return [due for due in found if due.account_id not in busy][:room]
 
     async def _deliver(self, due: Due, busy: set[str]) -> None:

@@ -20,7 +20,7 @@ from transfer_svc.webhook_client import WebhookClient
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 LOOPBACK = ("127.0.0.0/8",)
 SHORT_S = 0.3
-"""Long enough to fail by itself, were it not for what a test looks at; nothing waits for it to pass."""
+"""For a server that never answers, however long it is given."""
 
 
 @dataclass

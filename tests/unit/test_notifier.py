@@ -81,7 +81,7 @@ class Bench:
 
     async def attempt(self, channel: Channel.ValueType = CHANNEL_WEBHOOK) -> int:
         """Tries what is due on a channel, once; returns how many that were."""
-        unit = notifications.due(channel, self.clock.wall_ms(), DELAY_MS_MAX, DELAY_MS_FIRST, 100)
+        unit = notifications.due(channel, self.clock.wall_ms(), 100)
         due = await self.store.read(unit)
         for one in due:
             await self.notifier.attempt(one)
@@ -299,7 +299,10 @@ async def test_a_clock_set_back_holds_nothing_up(store: SqliteStore) -> None:
     told = bench(store, LOST)
     await decided(store)
     await told.attempt()
+    await told.notifier.reschedule()
+    assert await told.attempt() == 0
     told.clock.jump(-3_600_000)
+    await told.notifier.reschedule()
     assert await told.attempt() == 1
 
 
