@@ -12,6 +12,7 @@ from account_svc.service import AccountService
 from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from duohuo.v1.operator_service_pb2 import TransitFact, Violation
+from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.store import Store, Unit
 from sync_bus import audit, parked
@@ -95,12 +96,24 @@ class AccountNode:
 
 
 def build(
-    site: Site, database: Store, bus: Bus, passwords: Passwords, dispatcher: Dispatcher
+    site: Site,
+    database: Store,
+    bus: Bus,
+    passwords: Passwords,
+    dispatcher: Dispatcher,
+    destinations: Destinations,
+    *,
+    email_offered: bool,
 ) -> AccountNode:
     """Serves the account role from `dispatcher`; the returned node's tasks keep it moving."""
     node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
     service = AccountService(
-        site, database, passwords, lambda source: node.current_ms(source, store.ACCOUNTS)
+        site,
+        database,
+        passwords,
+        lambda source: node.current_ms(source, store.ACCOUNTS),
+        destinations,
+        email_offered=email_offered,
     )
     dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)
     dispatcher.add(

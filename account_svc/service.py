@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from grpc import StatusCode
 
-from account_svc import rules, store
+from account_svc import notification, rules, store
+from account_svc.notification import Setting
 from account_svc.passwords import Passwords
 from account_svc.store import AccountRow
 from duohuo.internal.v1.peer_services_pb2 import (
@@ -13,6 +14,8 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_VERIFIED,
     LookupAccountRequest,
     LookupAccountResponse,
+    LookupContactRequest,
+    LookupContactResponse,
     VerifyPasswordRequest,
     VerifyPasswordResponse,
 )
@@ -21,7 +24,10 @@ from duohuo.v1.account_service_pb2 import (
     ChangePasswordRequest,
     ChangePasswordResponse,
     GetAccountRequest,
+    GetNotificationRequest,
+    Notification,
     RegisterRequest,
+    SetNotificationRequest,
     UpdateProfileRequest,
 )
 from duohuo.v1.operator_service_pb2 import (
@@ -30,6 +36,7 @@ from duohuo.v1.operator_service_pb2 import (
     ListVersionsResponse,
 )
 from runtime.clock import timestamp
+from runtime.destinations import Destinations
 from runtime.dispatcher import Incoming
 from runtime.endpoint import HOME, STALENESS_MS
 from runtime.errors import RpcError
@@ -47,12 +54,21 @@ class AccountService:
     """
 
     def __init__(
-        self, site: Site, database: Store, passwords: Passwords, current_ms: Callable[[str], int]
+        self,
+        site: Site,
+        database: Store,
+        passwords: Passwords,
+        current_ms: Callable[[str], int],
+        destinations: Destinations,
+        *,
+        email_offered: bool,
     ) -> None:
         self._site = site
         self._store = database
         self._passwords = passwords
         self._current_ms = current_ms
+        self._destinations = destinations
+        self._email_offered = email_offered
 
     async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
         identifier = rules.check_register(request)
@@ -153,6 +169,55 @@ class AccountService:
             )
         return ChangePasswordResponse()
 
+    async def GetNotification(
+        self, request: GetNotificationRequest, incoming: Incoming
+    ) -> Notification:
+        account = await self._known(request.account_id)
+        self._tell_age(account, incoming)
+        return (await self._setting(account)).shown(account.account_id)
+
+    async def SetNotification(
+        self, request: SetNotificationRequest, incoming: Incoming
+    ) -> Notification:
+        rules.check_request_id(request.request_id)
+        self._site.require_believable_clock()
+        account = await self._known(request.account_id)
+        setting = await notification.checked(
+            request,
+            account.identifier,
+            await self._setting(account),
+            self._destinations,
+            email_offered=self._email_offered,
+        )
+        same = await self._store.write(
+            "set notification",
+            store.set_notification(
+                account.account_id,
+                setting,
+                request.request_id,
+                self._site.here,
+                self._site.stamps.now(),
+            ),
+        )
+        if not same:
+            raise rules.idempotency_conflict()
+        self._tell_age(account, incoming)
+        return (await self._setting(account)).shown(account.account_id)
+
+    async def LookupContact(
+        self, request: LookupContactRequest, _incoming: Incoming
+    ) -> LookupContactResponse:
+        account = await self._store.read(store.find_account(request.account_id))
+        setting = await self._store.read(notification.find(request.account_id))
+        if account is None or setting is None:
+            return LookupContactResponse()
+        return LookupContactResponse(
+            known=True,
+            webhook_url=setting.webhook_url,
+            webhook_secret=setting.webhook_secret,
+            email_address=account.identifier if setting.email else "",
+        )
+
     async def VerifyPassword(
         self, request: VerifyPasswordRequest, _incoming: Incoming
     ) -> VerifyPasswordResponse:
@@ -226,12 +291,20 @@ class AccountService:
             raise self._site.unknown_here(wanted)
         return account
 
-    async def _answer(self, account: AccountRow, incoming: Incoming) -> Account:
+    async def _setting(self, account: AccountRow) -> Setting:
+        return await self._store.read(notification.find(account.account_id)) or Setting()
+
+    def _tell_age(self, account: AccountRow, incoming: Incoming) -> str:
+        """Notes in the reply where the account's home is, and how old what is known here is."""
         home = self._site.home_of(account.account_id)
         incoming.reply_metadata[HOME] = home
         if home != self._site.here:
             age_ms = self._site.clock.wall_ms() - self._current_ms(home)
             incoming.reply_metadata[STALENESS_MS] = str(age_ms)
+        return home
+
+    async def _answer(self, account: AccountRow, incoming: Incoming) -> Account:
+        home = self._tell_age(account, incoming)
         return Account(
             account_id=account.account_id,
             identifiers=[account.identifier],

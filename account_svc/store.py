@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
+from account_svc import notification
+from account_svc.notification import Setting
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
     CredentialChanged,
     LogRecord,
+    NotificationChanged,
     ProfileChanged,
     RequestsForgotten,
 )
@@ -27,7 +30,8 @@ from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 from sync_bus.merge import Version, wins
 
-SCHEMA = """
+SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS account (
   account_id TEXT NOT NULL PRIMARY KEY, identifier TEXT NOT NULL UNIQUE, request_id TEXT NOT NULL,
   source TEXT NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -45,6 +49,8 @@ CREATE TABLE IF NOT EXISTS request (
   body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
+    + notification.SCHEMA
+)
 
 PAGE_ROWS = 2000
 
@@ -159,6 +165,11 @@ def body_of_fields(fields: Mapping[str, str]) -> bytes:
     return sha256(repr(sorted(fields.items())).encode()).digest()
 
 
+def body_of_setting(setting: Setting) -> bytes:
+    """What the request id of a notification setting is bound to."""
+    return sha256(repr(tuple(setting)).encode()).digest()
+
+
 def body_of_password(version: Version) -> bytes:
     """What is noted of a password: which version it became. Nothing that is derived from it may be
     stored but its hash in `credential`; while that version stands there, passwords can be compared."""
@@ -206,6 +217,22 @@ def set_profile(
     yield from _merge_fields(account_id, fields, Version(stamp.hlc, center))
     changed = ProfileChanged(account_id=account_id, fields=fields, request_id=request_id)
     yield from log.append(CHANGES, stamp, LogRecord(profile_changed=changed))
+    return True
+
+
+def set_notification(
+    account_id: str, setting: Setting, request_id: str, center: str, stamp: Stamp
+) -> Unit[bool]:
+    """Writes the notification setting here, unless its request was seen before; False if it was one to
+    write something else."""
+    body = body_of_setting(setting)
+    before = yield from seen(account_id, request_id)
+    if before is not None:
+        return before == body
+    yield from _note_request(account_id, request_id, stamp.time_ms, center, body)
+    yield from notification.merge(account_id, setting, Version(stamp.hlc, center))
+    changed = NotificationChanged(account_id=account_id, request_id=request_id, **setting._asdict())
+    yield from log.append(CHANGES, stamp, LogRecord(notification_changed=changed))
     return True
 
 
@@ -270,6 +297,14 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
             yield from _merge_fields(profile.account_id, profile.fields, version)
         case "requests_forgotten":
             yield from _forget(source, record.requests_forgotten)
+        case "notification_changed":
+            changed = record.notification_changed
+            setting = Setting(changed.webhook_url, changed.webhook_secret, changed.email)
+            body = body_of_setting(setting)
+            yield from _note_request(
+                changed.account_id, changed.request_id, record.time_ms, source, body
+            )
+            yield from notification.merge(changed.account_id, setting, version)
         case other:
             raise ValueError(f"not a record of this service: {other}")
 
@@ -415,6 +450,7 @@ CHANGES = Topic(
             merged=True,
             version=lambda row: row[2:4],
         ),
+        notification.TABLE,
     ),
 )
 TOPICS = (ACCOUNTS, CHANGES)

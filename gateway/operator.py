@@ -32,6 +32,8 @@ from duohuo.v1.operator_service_pb2 import (
     CloseAccountRequest,
     DepositRequest,
     DepositResponse,
+    DropNotificationRequest,
+    DropNotificationResponse,
     DropParkedRequest,
     DropParkedResponse,
     FindSpansRequest,
@@ -42,12 +44,16 @@ from duohuo.v1.operator_service_pb2 import (
     GetStatusRequest,
     ListAuditRequest,
     ListAuditResponse,
+    ListNotificationsRequest,
+    ListNotificationsResponse,
     ListParkedRequest,
     ListParkedResponse,
     ListVersionsRequest,
     ListVersionsResponse,
     ParkedAction,
     PeerStatus,
+    RetryNotificationsRequest,
+    RetryNotificationsResponse,
     RetryParkedRequest,
     RetryParkedResponse,
     SetLimitsRequest,
@@ -272,6 +278,27 @@ class OperatorServicer:
     ) -> ListVersionsResponse:
         asked = peer_method("account", "ListVersions")
         return await ask(self._mesh.local, asked, request, ListVersionsResponse, ROLE_TIMEOUT_S)
+
+    async def ListNotifications(
+        self, request: ListNotificationsRequest, _incoming: Incoming
+    ) -> ListNotificationsResponse:
+        asked = peer_method("transfer", "ListNotifications")
+        answered = ListNotificationsResponse
+        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
+
+    async def RetryNotifications(
+        self, request: RetryNotificationsRequest, _incoming: Incoming
+    ) -> RetryNotificationsResponse:
+        asked = peer_method("transfer", "RetryNotifications")
+        answered = RetryNotificationsResponse
+        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
+
+    async def DropNotification(
+        self, request: DropNotificationRequest, _incoming: Incoming
+    ) -> DropNotificationResponse:
+        asked = peer_method("transfer", "DropNotification")
+        answered = DropNotificationResponse
+        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
 
     async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
         return FindSpansResponse(spans=self._spans.find(request.id))

@@ -13,6 +13,7 @@ from ops import (
     control_commands,
     hold_commands,
     money_commands,
+    notification_commands,
     parked_commands,
 )
 from ops.output import Options
@@ -30,6 +31,7 @@ hold_commands.add_to(app)
 control_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
+notification_commands.add_to(app)
 bench_commands.add_to(app)
 
 

@@ -24,6 +24,7 @@ from runtime import logging, telemetry
 from runtime.center import LocalCenter
 from runtime.clock import SystemClock
 from runtime.config import CenterSettings
+from runtime.destinations import Destinations, system_resolve
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Endpoint
 from runtime.grpc_client import GrpcEndpoint
@@ -37,6 +38,9 @@ from runtime.store import SqliteStore
 from sync_bus.jetstream import JetStreamBus, NatsAccess
 from sync_bus.log import Stamps
 from sync_bus.site import Site
+from transfer_svc.mail_client import MailClient, MailServer
+from transfer_svc.outward import Outward
+from transfer_svc.webhook_client import WebhookClient
 
 PLACEMENT_EPOCH = 1
 STOP_GRACE_S = 3.0
@@ -123,8 +127,22 @@ async def _start(
         closing.push_async_callback(store.close)
         return store
 
+    destinations = Destinations(
+        system_resolve,
+        settings.webhook_http_allowed,
+        [str(network) for network in settings.webhook_networks_allowed],
+    )
+    webhooks = WebhookClient(destinations)
+    closing.push_async_callback(webhooks.close)
+    mail_server = _mail_server(settings) if "transfer" in settings.roles else None
     outside = wiring.Outside(
-        open_store, lambda role: JetStreamBus(nats, role, mesh.peers), passwords, spans
+        open_store,
+        lambda role: JetStreamBus(nats, role, mesh.peers),
+        passwords,
+        spans,
+        Outward(webhooks, MailClient(mail_server)),
+        destinations,
+        email_offered=settings.smtp_host is not None,
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []
@@ -152,6 +170,21 @@ async def _channel(name: str, address: str, closing: AsyncExitStack) -> GrpcEndp
     endpoint = GrpcEndpoint(name, address)
     closing.push_async_callback(endpoint.close)
     return endpoint
+
+
+def _mail_server(settings: CenterSettings) -> MailServer | None:
+    if settings.smtp_host is None:
+        return None
+    assert settings.smtp_from is not None  # noqa: S101 - checked by CenterSettings
+    password = "" if settings.smtp_user is None else _secret(settings.smtp_password_file)
+    return MailServer(
+        settings.smtp_host,
+        settings.smtp_port,
+        settings.smtp_tls,
+        settings.smtp_from,
+        settings.smtp_user or "",
+        password,
+    )
 
 
 def _secret(path: Path | None) -> str:

@@ -181,6 +181,12 @@ def _stores(known: dict[str, CenterStatus]) -> str:
         for name, status in known.items()
         for transit in status.overdue
     ]
+    lines += [
+        f"! center {name} gave up {status.counts['notifications_dead']} notifications"
+        f" (duohuo notifications list {name})"
+        for name, status in known.items()
+        if status.counts.get("notifications_dead")
+    ]
     for name, status in known.items():
         for road in status.roads:
             what = f"{road.topic} of center {road.source_center}"

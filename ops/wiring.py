@@ -14,6 +14,7 @@ import transfer_svc.app
 from account_svc.passwords import Passwords
 from gateway.operator import Spans
 from gateway.router import Router
+from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.errors import RpcError
 from runtime.store import Store
@@ -21,6 +22,7 @@ from sync_bus import log, node
 from sync_bus.bus import Bus
 from sync_bus.log import Topic
 from sync_bus.site import Site
+from transfer_svc.courier import Courier
 
 PREPARE_RETRY_S = 1.0
 _logger = structlog.get_logger()
@@ -38,6 +40,11 @@ class Outside:
     """A role's use of the center's bus."""
     passwords: Passwords
     spans: Spans
+    courier: Courier
+    """What carries notifications."""
+    destinations: Destinations
+    """Where users may have notifications sent."""
+    email_offered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,15 @@ async def build(
     wait_alive: list[Duty] = []
     if "account" in roles:
         store, bus = await _open(account_svc.app, site, outside)
-        accounts = account_svc.app.build(site, store, bus, outside.passwords, dispatcher)
+        accounts = account_svc.app.build(
+            site,
+            store,
+            bus,
+            outside.passwords,
+            dispatcher,
+            outside.destinations,
+            email_offered=outside.email_offered,
+        )
         duties.append(accounts.run)
         wait_alive.append(accounts.node.wait_alive)
     if "session" in roles:
@@ -70,7 +85,7 @@ async def build(
         wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
         store, bus = await _open(transfer_svc.app, site, outside)
-        transfers = transfer_svc.app.build(site, store, bus, dispatcher)
+        transfers = transfer_svc.app.build(site, store, bus, dispatcher, outside.courier)
         duties.append(transfers.run)
         wait_alive.append(transfers.node.wait_alive)
     router = None

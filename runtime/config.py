@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, IPvAnyNetwork, StringConstraints, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -59,6 +59,22 @@ class CenterSettings(BaseSettings):
     first start of the first center; should they have more than it knows of, it diverges from them."""
     log_entries_max: Annotated[int, Field(ge=1000)] = 1_000_000
     """So many entries of a topic are kept for a center that stays away; then it needs a snapshot."""
+    webhook_http_allowed: bool = False
+    """May users name webhooks that begin with http://?"""
+    webhook_networks_allowed: list[IPvAnyNetwork] = Field(default_factory=list, max_length=64)
+    """Private and loopback networks that users' webhooks may be in; without any, only public ones."""
+    smtp_host: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """The mail server that takes notifications; without one, no mail is offered or sent."""
+    smtp_port: Annotated[int, Field(ge=1, le=65_535)] = 587
+    smtp_tls: Literal["starttls", "implicit", "none"] = "starttls"
+    """Encrypted from its greeting on, from its first byte on (port 465, as a rule), or not at all."""
+    smtp_from: Annotated[str, StringConstraints(pattern=r"^[!-?A-~]+@[A-Za-z0-9.-]+$")] | None = (
+        None
+    )
+    """The address that mails come from; its domain stands in their Message-IDs."""
+    smtp_user: str | None = None
+    smtp_password_file: Path | None = None
+    """Holds the password of `smtp_user`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
@@ -74,6 +90,12 @@ class CenterSettings(BaseSettings):
             raise ValueError(f"role_addresses lacks {', '.join(sorted(unknown_roles))}")
         if "gateway" in self.roles and self.operator_token_file is None:
             raise ValueError("operator_token_file is needed by the gateway role")
+        if self.smtp_host is not None and self.smtp_from is None:
+            raise ValueError("smtp_host needs smtp_from")
+        if (self.smtp_user is None) is not (self.smtp_password_file is None):
+            raise ValueError("smtp_user and smtp_password_file go together")
+        if self.smtp_user is not None and self.smtp_tls == "none":
+            raise ValueError("smtp_user needs smtp_tls: its password must not travel in the clear")
         return self
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from random import Random
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from ops.simulation.disk import DiskFullError
 from runtime import ids
+from runtime.destinations import Destinations
 from runtime.endpoint import Call, Endpoint, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.hlc import COUNTER_BITS, HybridClock
@@ -22,6 +23,7 @@ from runtime.store import SqliteStore, Unit, in_place, run_batch
 from sync_bus import inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
+from transfer_svc.courier import Mail, Undelivered
 
 NOON_MS = 1_900_000_000_000
 """The moment at which a fake clock starts."""
@@ -65,6 +67,36 @@ class SeededIds:
 
     def secret(self) -> str:
         return "".join(self._random.choices(ascii_letters + digits + "-_", k=43))
+
+
+class FakeCourier:
+    """Remembers what was handed to it; fails with what it is told, once each, before it delivers."""
+
+    def __init__(self, *failures: Undelivered) -> None:
+        self.failures = list(failures)
+        self.posted: list[tuple[str, Mapping[str, str], bytes]] = []
+        self.mailed: list[Mail] = []
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> None:
+        self.posted.append((url, headers, body))
+        self._fail()
+
+    async def mail(self, mail: Mail) -> None:
+        self.mailed.append(mail)
+        self._fail()
+
+    def _fail(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def resolves(**hosts: Sequence[str]) -> Destinations:
+    """The usual rules, in a world with these hosts, each named after its key under example.com."""
+
+    async def resolve(host: str) -> Sequence[str]:
+        return hosts.get(host.removesuffix(".example.com"), ())
+
+    return Destinations(resolve)
 
 
 class RecordingEndpoint:

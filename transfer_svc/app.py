@@ -9,26 +9,38 @@ from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, controls, dispatch, holds, ledger, transfers
+from transfer_svc import applications, controls, dispatch, holds, ledger, notifications, transfers
 from transfer_svc.audit import Audit
 from transfer_svc.control_service import ControlService
+from transfer_svc.courier import Courier
+from transfer_svc.dead_letters import DeadLetters
 from transfer_svc.hold_service import HoldExpiry, HoldService
 from transfer_svc.inbound import Inbound
+from transfer_svc.notifier import Notifier
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = ledger.SCHEMA + transfers.SCHEMA + holds.SCHEMA + controls.SCHEMA + applications.SCHEMA
+SCHEMA = (
+    ledger.SCHEMA
+    + transfers.SCHEMA
+    + holds.SCHEMA
+    + controls.SCHEMA
+    + applications.SCHEMA
+    + notifications.SCHEMA
+)
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)
 class TransferNode:
-    """Replication, and the workers on the queue and on holds; `run` for as long as the service lives."""
+    """Replication, and the workers on the queue, on holds and on notifications; `run` for as long as the
+    service lives."""
 
     node: ServiceNode
     queue: dispatch.QueueWorker
     expiry: HoldExpiry
+    notifier: Notifier
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -36,9 +48,12 @@ class TransferNode:
             await self.node.wait_alive()
             tasks.create_task(self.queue.run())
             tasks.create_task(self.expiry.run())
+            tasks.create_task(self.notifier.run())
 
 
-def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
+def build(
+    site: Site, database: Store, bus: Bus, dispatcher: Dispatcher, courier: Courier
+) -> TransferNode:
     """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
     inbound = Inbound(site)
     node = ServiceNode(
@@ -66,7 +81,8 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         "duohuo.internal.v1.TransferPeerService",
         service,
         ControlService(site, database),
+        DeadLetters(database, site.clock),
         *node.servicers,
         refusal=node.refusal,
     )
-    return TransferNode(node, queue, HoldExpiry(site, database))
+    return TransferNode(node, queue, HoldExpiry(site, database), Notifier(site, database, courier))

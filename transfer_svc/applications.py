@@ -26,7 +26,7 @@ from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
-from transfer_svc import transfers
+from transfer_svc import notifications, transfers
 from transfer_svc.states import (
     APPLICATION_OPEN,
     APPLICATION_UNDECIDED,
@@ -243,6 +243,7 @@ def decide(
         message.payee_account_id = payee_account_id
     if state not in APPLICATION_OPEN:
         message.decide_time.CopyFrom(timestamp(stamp.time_ms))
+        yield from notifications.note(message, stamp)
     yield from _store(message)
     yield from query("DELETE FROM queue WHERE application_id = ?", application_id)
     yield from _advance(message.payer_account_id, stamp.time_ms)

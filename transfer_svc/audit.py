@@ -12,7 +12,7 @@ from sync_bus import inbox, log
 from sync_bus.facts import digests
 from sync_bus.log import Topic
 from sync_bus.site import Site
-from transfer_svc import applications, holds, invariants, ledger, transfers
+from transfer_svc import applications, holds, invariants, ledger, notifications, transfers
 
 TRANSITS_MAX = 1000
 VIOLATIONS_MAX = 100
@@ -47,10 +47,12 @@ class Audit:
             self.site.here,
         )
         queued = yield from applications.open_count()
+        told = yield from notifications.counts()
         return {
             "transfers_in_transit": rows[0][0],
             "money_in_transit": rows[0][1],
             "applications_open": queued,
+            **told,
         }
 
     def _facts(self) -> Unit[CollectFactsResponse]:

@@ -12,7 +12,7 @@ from runtime.ids import account_slot
 from runtime.store import Unit
 from sync_bus.log import Stamp
 from sync_bus.site import Site
-from transfer_svc import applications, controls, holds, ledger, transfers
+from transfer_svc import applications, controls, holds, ledger, notifications, transfers
 from transfer_svc.states import TransferEvent, decision_of
 
 RECONCILED_AT_ONCE_MAX = 200
@@ -78,9 +78,11 @@ class Inbound:
 
     def reconcile(self, source: str, topic: str) -> Unit[int]:
         """What a source's entries would have caused here, from its rows (`sync_bus.snapshot`)."""
+        here, stamp = self._site.here, self._site.stamps.now()
+        if topic == applications.APPLICATIONS.name and source == here:
+            return (yield from notifications.of_restored(here, stamp, RECONCILED_AT_ONCE_MAX))
         if topic != ledger.LEDGER.name:
             return 0
-        here, stamp = self._site.here, self._site.stamps.now()
         debits = yield from transfers.uncredited(source, here, RECONCILED_AT_ONCE_MAX)
         for debit in debits:
             yield from transfers.credit(here, source, debit, stamp)

@@ -1,8 +1,9 @@
 """The guarantees by name, checked against what is on the disks and what the users were told."""
 
+import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_CANCELLED,
@@ -12,12 +13,15 @@ from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_CREDITED,
     Application,
 )
+from ops.simulation.courier import Receivers
 from ops.simulation.history import History, Operation, Outcome
 from ops.simulation.stage import Stage
 from ops.simulation.workload import User
-from runtime.ids import account_slot
+from runtime.ids import account_slot, place_of
 from session_svc.store import token_hash
+from transfer_svc.notifications import notification_id
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.+]+")
 DEPOSIT, DEBIT, CREDIT, REFUND = 1, 3, 4, 5
 _ENDS = {
     APPLICATION_STATE_SUCCEEDED,
@@ -28,6 +32,7 @@ _ENDS = {
 
 _OPEN = (
     ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2, 7)"),
+    ("transfer", "notifications waiting", "SELECT 1 FROM delivery WHERE state = 1"),
     # A log forgets what every other center has applied.
     ("session", "revocations not yet everywhere", "SELECT 1 FROM log"),
 )
@@ -179,6 +184,7 @@ def _applications(
         )
         if took_effect is not (states == {APPLICATION_STATE_SUCCEEDED}):
             yield f"ONCE: application {identifier} ended as {sorted(states)}, moved: {took_effect}"
+    yield from _noted(stage, ends)
     for user in users:
         for identifier in user.applications:
             if identifier not in ends:
@@ -192,6 +198,62 @@ def _applications(
         told_decided = one.outcome is Outcome.REFUSED and one.reason == "APPLICATION_DECIDED"
         if (told_cancelled and not cancelled) or (told_decided and cancelled):
             yield f"ONCE: {one} but it ended as {ends[one.facts['application']]}"
+
+
+def _noted(stage: Stage, decided: Iterable[str]) -> Iterator[str]:
+    """NOTIFY: exactly one record of each application's end, at its origin."""
+    noted: dict[str, list[str]] = defaultdict(list)
+    for name in stage.names:
+        for (identifier,) in stage.disk(name).rows(
+            "transfer", "SELECT subject_id FROM notification"
+        ):
+            noted[identifier].append(name)
+    for identifier in decided:
+        place = place_of(identifier)
+        if noted[identifier] != [place.origin if place else None]:
+            yield f"NOTIFY: the end of {identifier} is noted at {noted[identifier]}"
+
+
+def notified(
+    stage: Stage, users: Sequence[User], history: History, receivers: Receivers
+) -> Iterator[str]:
+    """NOTIFY: whoever asked for it was told of each end at least once, and always the same."""
+    for (identifier, channel), contents in receivers.contents.items():
+        said = {_without_time(content) for content in contents}
+        if len(said) > 1:
+            yield f"NOTIFY: {channel} said different things of {identifier}: {sorted(said)}"
+    if receivers.refused:
+        yield f"NOTIFY: receivers do not believe {set(receivers.refused)}"
+    for user in users:
+        asked = _asked_at_home(stage, user, history)
+        for one in history.of("apply", Outcome.OK):
+            if asked is None or one.user != user.number or one.start_s < asked.end_s:
+                continue
+            for channel in ("webhook", "email"):
+                wanted = notification_id(one.result.application_id), channel
+                if wanted not in receivers.contents:
+                    yield f"NOTIFY: user {user.number} was not told by {channel} of {one}"
+
+
+def _asked_at_home(stage: Stage, user: User, history: History) -> Operation | None:
+    """When a user asked for notifications, if home took that: what another center takes may come late."""
+    home = stage.placement.home(account_slot(user.account_id) or 0)
+    found = stage.disk(home).rows(
+        "account",
+        "SELECT center FROM notification_setting WHERE account_id = ?",
+        user.account_id,
+    )
+    if found != [(home,)]:
+        return None
+    for one in history.of("notify", Outcome.OK):
+        if one.user == user.number and one.facts["served_by"] == home:
+            return one
+    return None
+
+
+def _without_time(content: str) -> str:
+    """A center that lost the disk on which the decision's time stood decides at another time."""
+    return _TIME.sub("", content)
 
 
 def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:

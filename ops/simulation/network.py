@@ -24,6 +24,8 @@ class Conditions:
     lose: float = 0.0
     duplicate: float = 0.0
     slow: float = 0.0
+    unreceived: float = 0.0
+    """How often a notification, or the receiver's answer, is lost."""
     latency_s: tuple[float, float] = (0.0005, 0.015)
     cut: set[tuple[str, str]] = field(default_factory=set)
 

@@ -110,6 +110,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         await _settle(world, history)
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
+    history.broken += checks.notified(world, workload.users, history, world.receivers)
     history.broken += [f"CRASH: {crash}" for crash in world.crashes]
     history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
     return world.loop.time() - healed_s

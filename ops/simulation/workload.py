@@ -17,8 +17,10 @@ from duohuo.v1.account_service_pb2 import (
     ChangePasswordRequest,
     ChangePasswordResponse,
     GetAccountRequest,
+    Notification,
     Profile,
     RegisterRequest,
+    SetNotificationRequest,
     UpdateProfileRequest,
 )
 from duohuo.v1.money_pb2 import Money
@@ -45,6 +47,7 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferRequest,
     TransferResult,
 )
+from ops.simulation.courier import SECRET, WEBHOOK_URL
 from ops.simulation.history import History, Operation, Outcome
 from ops.simulation.stage import Stage
 from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
@@ -74,6 +77,7 @@ class User:
     edits: int = 0
     maybe_passwords: list[str] = field(default_factory=list)
     applications: list[str] = field(default_factory=list)
+    asked_for_notifications: bool = False
 
 
 class Workload:
@@ -124,6 +128,8 @@ class Workload:
         while self._stage.now_s() < until_s:
             if not user.token:
                 await self._login(user)
+            elif not user.asked_for_notifications:
+                await self._ask_for_notifications(user)
             else:
                 await self._random.choice(actions)(user)
             await self._think(think_s)
@@ -336,6 +342,18 @@ class Workload:
             request_id=f"edit-{user.number}-{user.edits:04d}",
         )
         await self._call(operation, user, "AccountService/UpdateProfile", request, Account)
+
+    async def _ask_for_notifications(self, user: User) -> None:
+        operation = self._begin("notify", user)
+        request = SetNotificationRequest(
+            account_id=user.account_id,
+            webhook_url=f"{WEBHOOK_URL}{user.number}",
+            webhook_secret=SECRET,
+            email=True,
+            request_id=f"notify-{user.number}",
+        )
+        await self._call(operation, user, "AccountService/SetNotification", request, Notification)
+        user.asked_for_notifications = bool(user.token)
 
     async def _change_password(self, user: User) -> None:
         new = f"secret-{user.number}-{self._ids.unique()[-6:]}"

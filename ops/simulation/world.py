@@ -13,11 +13,13 @@ from gateway import ring
 from ops import wiring
 from ops.simulation.bus import Broker, SimulatedBus
 from ops.simulation.clocks import EPOCH_MS, SimulatedClock
+from ops.simulation.courier import Receivers, SimulatedCourier, nowhere
 from ops.simulation.disk import SimulatedDisk
 from ops.simulation.loop import Incarnation, SimulatedLoop
 from ops.simulation.network import Network
 from runtime.center import LocalCenter
 from runtime.config import ROLES
+from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Call, Endpoint
 from runtime.hlc import HybridClock
@@ -99,6 +101,7 @@ class World:
         self.seed = seed
         self.network = Network(loop, Random(f"network {seed}"))
         self.placement: Placement = _placement(tuple(names))
+        self.receivers = Receivers()
         self.crashes: list[str] = []
         self._brokers: dict[str, Broker] = {}
         self.centers: dict[str, Center] = {}
@@ -232,6 +235,9 @@ class World:
             lambda role: SimulatedBus(self._brokers, name, role),
             SimulatedPasswords(),
             NoSpans(),
+            SimulatedCourier(self.network, self.receivers, random),
+            Destinations(nowhere, networks_allowed=("127.0.0.0/8",)),
+            email_offered=True,
         )
         built = await wiring.build(ROLES, site, outside, dispatcher)
         assert built.router is not None  # noqa: S101 - the gateway is one of the roles

@@ -11,13 +11,17 @@ from grpc import StatusCode
 import transfer_svc.app
 from account_svc import store as account_store
 from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
+from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
+from duohuo.v1.operator_service_pb2 import DELIVERY_STATE_DELIVERED
 from duohuo.v1.routing_pb2 import POLICY_HOME
 from duohuo.v1.transfer_service_pb2 import TRANSFER_STATE_DEBITED
 from gateway import router, routes
 from gateway.routes import Target
+from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.identifiers import normalise
+from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.store import Unit, query
 from session_svc import sessions
@@ -30,8 +34,9 @@ from sync_bus.log import Stamp, Topic
 from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
-from transfer_svc import chain, dispatch, ledger, transfers
+from transfer_svc import chain, dispatch, ledger, notifications, transfers
 from transfer_svc.inbound import Inbound
+from transfer_svc.notifier import Notifier
 from transfer_svc.service import TransferService
 from transfer_svc.states import TransferEvent
 
@@ -293,6 +298,59 @@ def differences_are_not_repaired(patch: Patch) -> None:
     patch.setattr(AntiEntropy, "compare", compare)
 
 
+def end_is_noted_after_the_decision(patch: Patch) -> None:
+    """In a unit of its own, which a crash comes before: here, always."""
+    patch.setattr(notifications, "note", _nothing)
+
+
+def delivered_before_it_is_sent(patch: Patch) -> None:
+    """Send, and hope."""
+
+    async def failed(self: Notifier, due: Any, _undelivered: Any) -> None:
+        await self._store.write(
+            "sent",
+            notifications.finish(due.notification_id, due.channel, DELIVERY_STATE_DELIVERED),
+        )
+
+    patch.setattr(Notifier, "_failed", failed)
+
+
+def restored_origin_is_silent(patch: Patch) -> None:
+    """What came back of lost applications is not told again."""
+
+    def of_restored(*_: Any) -> Unit[int]:
+        yield from ()
+        return 0
+
+    patch.setattr(notifications, "of_restored", of_restored)
+
+
+def nobody_known_means_nobody_wants_it(patch: Patch) -> None:
+    """The local copy is believed when it has no setting."""
+
+    async def contact(self: Notifier, account_id: str) -> LookupContactResponse:
+        return await ask(
+            self._site.mesh.local,
+            peer_method("account", "LookupContact"),
+            LookupContactRequest(account_id=account_id),
+            LookupContactResponse,
+            2.0,
+        )
+
+    patch.setattr(Notifier, "_contact", contact)
+
+
+def told_by_every_attempt(patch: Patch) -> None:
+    """The text is made when it is sent, from what the center knows by then."""
+
+    async def send(self: Notifier, due: Any, contact: Any) -> None:
+        changed = due._replace(body=due.body.replace('"reason": ""', f'"reason": "{due.attempts}"'))
+        await original(self, changed, contact)
+
+    original = Notifier._send
+    patch.setattr(Notifier, "_send", send)
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -320,6 +378,11 @@ PLANTED = (
     Planted("CONVERGE", "differences are not repaired", differences_are_not_repaired),
     Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
     Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
+    Planted("NOTIFY", "end is noted after the decision", end_is_noted_after_the_decision),
+    Planted("NOTIFY", "delivered before it is sent", delivered_before_it_is_sent),
+    Planted("NOTIFY", "restored origin is silent", restored_origin_is_silent),
+    Planted("NOTIFY", "nobody known means nobody wants it", nobody_known_means_nobody_wants_it),
+    Planted("NOTIFY", "told by every attempt", told_by_every_attempt),
     Planted("PRIVATE", "identifier in an error", identifier_in_an_error),
     Planted("CLEAR", "unknown outcome called definite", unknown_outcome_called_definite),
 )

@@ -32,7 +32,7 @@ from sync_bus.facts import digest_of
 from sync_bus.log import Topic
 from sync_bus.node import ServiceNode
 from sync_bus.recovery import Recovery
-from tests.fakes import FakeClock, see, site, temporary_store
+from tests.fakes import FakeClock, FakeCourier, resolves, see, site, temporary_store
 from tests.unit.bank import Bank, Center
 from transfer_svc import applications
 
@@ -204,9 +204,11 @@ class Centers(Bank):
         dispatcher = Dispatcher(name, own.stamps.hybrid)
         bus = NoBus()
         if self.role == "account":
-            node = account_svc.app.build(own, store, bus, self.passwords, dispatcher).node
+            node = account_svc.app.build(
+                own, store, bus, self.passwords, dispatcher, resolves(), email_offered=True
+            ).node
         else:
-            node = transfer_svc.app.build(own, store, bus, dispatcher).node
+            node = transfer_svc.app.build(own, store, bus, dispatcher, FakeCourier()).node
         made = Service(own, store, dispatcher, node, self.role, self.topics)
         self.centers[name] = made
         return made

@@ -11,6 +11,7 @@ from duohuo.v1.account_service_pb2 import (
     Account,
     ChangePasswordResponse,
     GetAccountRequest,
+    Notification,
     RegisterRequest,
 )
 from duohuo.v1.announcement_service_pb2 import (
@@ -54,6 +55,11 @@ class Accounts:
 
     async def ChangePassword(self, _request: object, _incoming: Incoming) -> ChangePasswordResponse:
         raise NotImplementedError
+
+    async def GetNotification(self, _request: object, _incoming: Incoming) -> Notification:
+        raise NotImplementedError
+
+    SetNotification = GetNotification
 
 
 class Announcements:

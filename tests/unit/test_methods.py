@@ -48,6 +48,18 @@ DESIGNED = [
         "",
     ),
     (
+        "AccountService/GetNotification",
+        "account_id",
+        "Notification",
+        "webhook_url webhook_secret_set email",
+    ),
+    (
+        "AccountService/SetNotification",
+        "account_id webhook_url webhook_secret email request_id",
+        "Notification",
+        "",
+    ),
+    (
         "SessionService/Login",
         "identifier password device",
         "Session",

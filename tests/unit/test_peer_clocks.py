@@ -23,7 +23,7 @@ from runtime.store import query
 from session_svc import store as sessions
 from session_svc.service import SessionService
 from session_svc.sessions import Sessions
-from tests.fakes import NOON_MS, FakeClock, account, site, temporary_store
+from tests.fakes import NOON_MS, FakeClock, account, resolves, site, temporary_store
 
 HOUR_MS = 3_600_000
 INCOMING = Incoming("", 5.0)
@@ -101,7 +101,9 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
 ) -> None:
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(accounts.SCHEMA, accounts.TOPICS, ["b", "c"]) as store:
-        service = AccountService(here, store, SimulatedPasswords(), lambda _source: 0)
+        service = AccountService(
+            here, store, SimulatedPasswords(), lambda _source: 0, resolves(), email_offered=True
+        )
         registering = RegisterRequest(
             identifier=next(
                 f"user-{n}@example.com"
