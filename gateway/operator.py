@@ -69,6 +69,7 @@ ROLE_TIMEOUT_S = 5.0
 FACTS_TIMEOUT_S = 30.0
 RETRY_TIMEOUT_S = 30.0
 M = TypeVar("M", bound=Message)
+_Change = FreezeAccountRequest | UnfreezeAccountRequest | CloseAccountRequest | SetLimitsRequest
 
 
 class Spans(Protocol):
@@ -103,17 +104,17 @@ class OperatorServicer:
     async def FreezeAccount(
         self, request: FreezeAccountRequest, _incoming: Incoming
     ) -> AccountControlChange:
-        return await self._change(request.user, ChangeControlRequest(status=ACCOUNT_STATUS_FROZEN))
+        return await self._change(request, ChangeControlRequest(status=ACCOUNT_STATUS_FROZEN))
 
     async def UnfreezeAccount(
         self, request: UnfreezeAccountRequest, _incoming: Incoming
     ) -> AccountControlChange:
-        return await self._change(request.user, ChangeControlRequest(status=ACCOUNT_STATUS_OPEN))
+        return await self._change(request, ChangeControlRequest(status=ACCOUNT_STATUS_OPEN))
 
     async def CloseAccount(
         self, request: CloseAccountRequest, _incoming: Incoming
     ) -> AccountControlChange:
-        return await self._change(request.user, ChangeControlRequest(status=ACCOUNT_STATUS_CLOSED))
+        return await self._change(request, ChangeControlRequest(status=ACCOUNT_STATUS_CLOSED))
 
     async def SetLimits(
         self, request: SetLimitsRequest, _incoming: Incoming
@@ -123,7 +124,7 @@ class OperatorServicer:
             limits.per_transfer_minor_units_max = request.per_transfer_minor_units_max
         if request.HasField("per_day_minor_units_max"):
             limits.per_day_minor_units_max = request.per_day_minor_units_max
-        return await self._change(request.user, ChangeControlRequest(limits=limits))
+        return await self._change(request, ChangeControlRequest(limits=limits))
 
     async def GetAccountControl(
         self, request: GetAccountControlRequest, _incoming: Incoming
@@ -133,8 +134,10 @@ class OperatorServicer:
         method = peer_method("transfer", "GetControl")
         return await ask(home, method, asked, AccountControl, ROLE_TIMEOUT_S)
 
-    async def _change(self, user: str, change: ChangeControlRequest) -> AccountControlChange:
-        home, change.account_id = await self._find(user)
+    async def _change(self, request: _Change, change: ChangeControlRequest) -> AccountControlChange:
+        home, change.account_id = await self._find(request.user)
+        if request.HasField("version"):
+            change.version = request.version
         change.who = OPERATOR
         method = peer_method("transfer", "ChangeControl")
         return await ask(home, method, change, AccountControlChange, ROLE_TIMEOUT_S)

@@ -13,7 +13,7 @@ from ops.nemesis.stage import RealMesh
 from ops.output import Failure
 from ops.simulation import checks
 from ops.simulation.history import History, Outcome
-from ops.simulation.workload import Workload
+from ops.simulation.workload import HOLDS_LAST_MS, Workload
 from runtime.ids import RandomIds
 
 USERS = 10
@@ -117,6 +117,7 @@ async def _scenario(
             tasks.create_task(_progress(stage, faults, history, started_s, tell)),
         )
         users = [tasks.create_task(workload.run(user, until_s)) for user in workload.users]
+        users.append(tasks.create_task(workload.operate(until_s)))
         try:
             await faults.run(until_s)
         finally:
@@ -135,12 +136,15 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
     while True:
         report = await verify.verify(stage.state, 0)
         still_open = sum(
-            stage.disk(name).rows("transfer", _OPEN_APPLICATIONS)[0][0] for name in stage.names
+            len(stage.disk(name).rows("transfer", _OPEN, stage.now_ms() + max(HOLDS_LAST_MS)))
+            for name in stage.names
         )
         if report.passed and not still_open:
             break
         if stage.now_s() > healed_s + SETTLE_WITHIN_S:
-            history.broken.append(f"CONVERGE: {still_open} applications open; {report.text()}")
+            history.broken.append(
+                f"CONVERGE: {still_open} applications and holds open; {report.text()}"
+            )
             break
         await asyncio.sleep(0.5)
     for name in stage.names:
@@ -149,7 +153,11 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
 
 
-_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2)"
+_OPEN = (
+    "SELECT 1 FROM application WHERE state IN (1, 2)"
+    # Holds of others, that last longer, are none of ours.
+    " UNION ALL SELECT 1 FROM hold WHERE state = 2 AND expire_ms < ?"
+)
 
 
 async def _watch(faults: Faults) -> None:
