@@ -78,6 +78,7 @@ RETRY_TIMEOUT_S = 30.0
 WHO = "operator"
 """All operators share one token, and so one name."""
 M = TypeVar("M", bound=Message)
+_Change = FreezeAccountRequest | UnfreezeAccountRequest | CloseAccountRequest | SetLimitsRequest
 
 
 class Spans(Protocol):
@@ -114,19 +115,19 @@ class OperatorServicer:
         self, request: FreezeAccountRequest, incoming: Incoming
     ) -> AccountControlChange:
         change = ChangeControlRequest(status=ACCOUNT_STATUS_FROZEN)
-        return await self._change(request.user, change, incoming)
+        return await self._change(request, change, incoming)
 
     async def UnfreezeAccount(
         self, request: UnfreezeAccountRequest, incoming: Incoming
     ) -> AccountControlChange:
         change = ChangeControlRequest(status=ACCOUNT_STATUS_OPEN)
-        return await self._change(request.user, change, incoming)
+        return await self._change(request, change, incoming)
 
     async def CloseAccount(
         self, request: CloseAccountRequest, incoming: Incoming
     ) -> AccountControlChange:
         change = ChangeControlRequest(status=ACCOUNT_STATUS_CLOSED)
-        return await self._change(request.user, change, incoming)
+        return await self._change(request, change, incoming)
 
     async def SetLimits(
         self, request: SetLimitsRequest, incoming: Incoming
@@ -136,7 +137,7 @@ class OperatorServicer:
             limits.per_transfer_minor_units_max = request.per_transfer_minor_units_max
         if request.HasField("per_day_minor_units_max"):
             limits.per_day_minor_units_max = request.per_day_minor_units_max
-        return await self._change(request.user, ChangeControlRequest(limits=limits), incoming)
+        return await self._change(request, ChangeControlRequest(limits=limits), incoming)
 
     async def GetAccountControl(
         self, request: GetAccountControlRequest, _incoming: Incoming
@@ -147,9 +148,11 @@ class OperatorServicer:
         return await ask(home, method, asked, AccountControl, ROLE_TIMEOUT_S)
 
     async def _change(
-        self, user: str, change: ChangeControlRequest, incoming: Incoming
+        self, request: _Change, change: ChangeControlRequest, incoming: Incoming
     ) -> AccountControlChange:
-        home, change.account_id = await self._find(user)
+        home, change.account_id = await self._find(request.user)
+        if request.HasField("version"):
+            change.version = request.version
         method = peer_method("transfer", "ChangeControl")
         who = {OPERATOR: incoming.operator}
         return await ask(home, method, change, AccountControlChange, ROLE_TIMEOUT_S, who)

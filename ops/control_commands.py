@@ -8,9 +8,15 @@ from ops.arguments import Payee, state_of
 from ops.output import Format, Output, command, say, table
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
+    from duohuo.v1.operator_service_pb2 import (
+        AccountControl,
+        CloseAccountRequest,
+        FreezeAccountRequest,
+        SetLimitsRequest,
+        UnfreezeAccountRequest,
+    )
 
-    from duohuo.v1.operator_service_pb2 import AccountControl
+    Change = FreezeAccountRequest | UnfreezeAccountRequest | CloseAccountRequest | SetLimitsRequest
 
 Limit = int | None
 
@@ -82,11 +88,19 @@ async def limits(
     await _change(context, "SetLimits", request, output)
 
 
-async def _change(context: typer.Context, path: str, request: "Message", output: Format) -> None:
-    from duohuo.v1.operator_service_pb2 import AccountControlChange
+async def _change(context: typer.Context, path: str, request: "Change", output: Format) -> None:
+    from duohuo.v1.operator_service_pb2 import (
+        AccountControl,
+        AccountControlChange,
+        GetAccountControlRequest,
+    )
     from ops.client import ask_some_operator
     from ops.plain import plain
 
+    # Of the version that was there before: should it arrive late, it changes nothing.
+    look = GetAccountControlRequest(user=request.user)
+    found = await ask_some_operator(state_of(context), "GetAccountControl", look, AccountControl)
+    request.version = found.version
     done = await ask_some_operator(state_of(context), path, request, AccountControlChange)
     rows = [_row("before", done.before), _row("after", done.after)]
     say(output, table(_HEADINGS, rows), plain(done))

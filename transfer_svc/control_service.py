@@ -42,14 +42,15 @@ class ControlService:
     def _change(self, request: ChangeControlRequest, who: str) -> Unit[Change]:
         here, stamp = self._site.here, self._site.stamps.now()
         account = request.account_id
+        version = request.version if request.HasField("version") else None
         if request.WhichOneof("change") == "limits":
             limits = request.limits
             rules.check_limit("per_transfer_minor_units_max", limits.per_transfer_minor_units_max)
             rules.check_limit("per_day_minor_units_max", limits.per_day_minor_units_max)
-            return controls.set_limits(here, account, limits, who, stamp)
+            return controls.set_limits(here, account, limits, version, who, stamp)
         if request.status == ACCOUNT_STATUS_UNSPECIFIED:
             raise invalid("change", "must say what to change")
-        return controls.set_status(here, account, request.status, who, stamp)
+        return controls.set_status(here, account, request.status, version, who, stamp)
 
     async def _paid_today(self, account_id: str) -> int:
         now_ms = self._site.clock.wall_ms()

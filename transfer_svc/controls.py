@@ -59,6 +59,7 @@ class Control(NamedTuple):
             per_transfer_minor_units_max=self.per_transfer_max,
             per_day_minor_units_max=self.per_day_max,
             paid_today_minor_units=paid_today,
+            version=self.number,
         )
 
 
@@ -117,29 +118,44 @@ def paid_on_day(account_id: str, time_ms: int) -> Unit[int]:
 
 
 def set_status(
-    center: str, account_id: str, status: AccountStatus.ValueType, who: str, stamp: Stamp
+    center: str,
+    account_id: str,
+    status: AccountStatus.ValueType,
+    version: int | None,
+    who: str,
+    stamp: Stamp,
 ) -> Unit[Change]:
-    """At the account's home: an operator freezes, unfreezes or closes it."""
+    """At the account's home: an operator freezes, unfreezes or closes it, if it is in the version."""
     before = yield from find(account_id)
+    after = before._replace(status=status)
+    if _is_late(before, after, version):
+        return Change(before, before, "CONTROL_CHANGED")
     if (before.status, status) not in ACCOUNT:
         return Change(before, before, "ACCOUNT_CLOSED")
     if status == ACCOUNT_STATUS_CLOSED and before.status != status:
         refused = yield from _cannot_close(account_id, stamp)
         if refused:
             return Change(before, before, refused)
-    return (yield from _change(center, before, before._replace(status=status), who, stamp))
+    return (yield from _change(center, before, after, who, stamp))
 
 
 def set_limits(
-    center: str, account_id: str, limits: LimitsChange, who: str, stamp: Stamp
+    center: str,
+    account_id: str,
+    limits: LimitsChange,
+    version: int | None,
+    who: str,
+    stamp: Stamp,
 ) -> Unit[Change]:
-    """At the account's home: an operator sets limits; what is unset stays."""
+    """At the account's home: an operator sets limits, if it is in the version; what is unset stays."""
     before = yield from find(account_id)
     after = before
     if limits.HasField("per_transfer_minor_units_max"):
         after = after._replace(per_transfer_max=limits.per_transfer_minor_units_max)
     if limits.HasField("per_day_minor_units_max"):
         after = after._replace(per_day_max=limits.per_day_minor_units_max)
+    if _is_late(before, after, version):
+        return Change(before, before, "CONTROL_CHANGED")
     return (yield from _change(center, before, after, who, stamp))
 
 
@@ -155,6 +171,12 @@ def copy(center: str, changed: ControlChanged) -> Unit[None]:
             center,
         )
     )
+
+
+def _is_late(before: Control, after: Control, version: int | None) -> bool:
+    """Has the account changed since the operator looked? Not if this very change was all, made by an
+    earlier attempt."""
+    return version is not None and before.number != version and after != before
 
 
 def _cannot_close(account_id: str, stamp: Stamp) -> Unit[str]:

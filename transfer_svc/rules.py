@@ -105,6 +105,11 @@ _REFUSALS = {
     "CAPTURE_TOO_LARGE": _Refusal(
         _NO, "more than the hold's amount cannot be captured", "Capture at most what is held."
     ),
+    "CONTROL_CHANGED": _Refusal(
+        StatusCode.ABORTED,
+        "the account has been changed by another operator meanwhile",
+        "Look at it again, and decide anew.",
+    ),
     "ACCOUNT_NOT_EMPTY": _Refusal(
         _NO, "an account with money cannot be closed", "Have its balance paid out first."
     ),

@@ -13,7 +13,7 @@ from ops.nemesis.stage import RealMesh
 from ops.output import Failure
 from ops.simulation import checks
 from ops.simulation.history import History, Outcome
-from ops.simulation.workload import Workload
+from ops.simulation.workload import HOLDS_LAST_MS, Workload
 from runtime.ids import RandomIds
 
 USERS = 10
@@ -117,6 +117,7 @@ async def _scenario(
             tasks.create_task(_progress(stage, faults, history, started_s, tell)),
         )
         users = [tasks.create_task(workload.run(user, until_s)) for user in workload.users]
+        users.append(tasks.create_task(workload.operate(until_s)))
         try:
             await faults.run(until_s)
         finally:
@@ -135,6 +136,11 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
     while True:
         report = await verify.verify(stage.state, 0)
         still_open = checks.still_open(stage)
+        still_open += [
+            f"a hold at {name}"
+            for name in stage.names
+            if stage.disk(name).rows("transfer", _HOLDS_OPEN, stage.now_ms() + max(HOLDS_LAST_MS))
+        ]
         if report.passed and not still_open:
             break
         if stage.now_s() > healed_s + SETTLE_WITHIN_S:
@@ -145,6 +151,10 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
         for role in ROLES_WITH_PARKED:
             parked = stage.disk(name).rows(role, "SELECT source, topic, seq, reason FROM parked")
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
+
+
+# Holds of others, that last longer, are none of ours.
+_HOLDS_OPEN = "SELECT 1 FROM hold WHERE state = 2 AND expire_ms < ?"
 
 
 async def _watch(faults: Faults) -> None:

@@ -15,12 +15,21 @@ from argon2.exceptions import VerificationError
 
 from duohuo.v1.announcement_service_pb2 import ListAnnouncementsRequest
 from duohuo.v1.money_pb2 import Money
-from duohuo.v1.operator_service_pb2 import DepositRequest, DepositResponse
+from duohuo.v1.operator_service_pb2 import (
+    AccountControl,
+    AccountControlChange,
+    DepositRequest,
+    DepositResponse,
+    FreezeAccountRequest,
+    GetAccountControlRequest,
+    UnfreezeAccountRequest,
+)
 from gateway import ring
 from ops import mesh_file
 from ops.client import ask_operator
 from ops.mesh_file import MeshView
 from ops.simulation.workload import CURRENCY
+from runtime.clock import SystemClock
 from runtime.endpoint import Call, Endpoint
 from runtime.errors import RpcError
 from runtime.grpc_client import GrpcEndpoint
@@ -74,6 +83,9 @@ class RealMesh:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
+    def now_ms(self) -> int:
+        return SystemClock().wall_ms()
+
     def note(self, what: str) -> None:
         """Real time has no history hash."""
 
@@ -96,6 +108,16 @@ class RealMesh:
             amount=Money(currency_code=CURRENCY, minor_units=amount),
         )
         await ask_operator(self.state, center, "Deposit", request, DepositResponse)
+
+    async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
+        look = GetAccountControlRequest(user=account_id)
+        found = await ask_operator(self.state, center, "GetAccountControl", look, AccountControl)
+        path, request = (
+            ("FreezeAccount", FreezeAccountRequest(user=account_id, version=found.version))
+            if frozen
+            else ("UnfreezeAccount", UnfreezeAccountRequest(user=account_id, version=found.version))
+        )
+        await ask_operator(self.state, center, path, request, AccountControlChange)
 
     def fits(self, stored: str, password: str) -> bool:
         return _fits(stored, password)

@@ -10,6 +10,10 @@ from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_EXPIRED,
     APPLICATION_STATE_FAILED,
     APPLICATION_STATE_SUCCEEDED,
+    HOLD_STATE_CAPTURED,
+    HOLD_STATE_EXPIRED,
+    HOLD_STATE_REFUSED,
+    HOLD_STATE_RELEASED,
     TRANSFER_STATE_CREDITED,
     Application,
 )
@@ -22,7 +26,9 @@ from session_svc.store import token_hash
 from transfer_svc.notifications import notification_id
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.+]+")
-DEPOSIT, DEBIT, CREDIT, REFUND = 1, 3, 4, 5
+DEPOSIT, TRANSFER, DEBIT, CREDIT, REFUND = 1, 2, 3, 4, 5
+_PAID = (TRANSFER, DEBIT)
+_HOLD_ENDS = (HOLD_STATE_CAPTURED, HOLD_STATE_RELEASED, HOLD_STATE_EXPIRED)
 _ENDS = {
     APPLICATION_STATE_SUCCEEDED,
     APPLICATION_STATE_FAILED,
@@ -62,6 +68,15 @@ def during(stage: Stage) -> Iterator[str]:
             " WHERE balance_after < 0 AND account_id NOT LIKE '%.%'",
         ):
             yield f"NO-OVERDRAFT: {account} had {balance} at {name}"
+        for account, balance, held, total in stage.disk(name).rows(
+            "transfer",
+            "SELECT account_id, balance, held, coalesce((SELECT sum(minor_units) FROM hold"
+            " WHERE payer_account_id = account_id AND state = 2), 0) FROM ledger_account"
+            " WHERE center = ? AND account_id NOT LIKE '%.%'",
+            name,
+        ):
+            if balance < held or held != total:
+                yield f"NO-OVERDRAFT: {account} has {balance}, holds {total}, keeps {held} back"
         for kind, found in ((DEBIT, debited), (CREDIT, credited)):
             rows = stage.disk(name).rows(
                 "transfer",
@@ -104,6 +119,7 @@ def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str
     yield from _accounts(stage, users, history)
     yield from _sessions(stage, history)
     yield from _balances_read(stage, users, history)
+    yield from _frozen(history)
 
 
 def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
@@ -142,9 +158,10 @@ def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[st
     for transfer, entries in moved.items():
         if sum(amount for _, amount in entries) != 0:
             yield f"ONCE: transfer {transfer} moved {sorted(entries)}"
-    for one in history.of("transfer"):
+    for one in [*history.of("transfer"), *history.of("capture")]:
         yield from _told(one, outcome.get(one.facts["id"]), moved.get(one.facts["id"], []))
     yield from _applications(stage, users, history, moved)
+    yield from _holds(stage, users, history, moved)
 
 
 def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> Iterator[str]:
@@ -152,7 +169,8 @@ def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> 
     effective = state == TRANSFER_STATE_CREDITED
     if one.outcome is Outcome.OK and state is None:
         yield f"DURABLE: {one} left no trace"
-    if one.outcome is Outcome.OK and not effective and one.result.state == TRANSFER_STATE_CREDITED:
+    told = one.result.transfer if one.kind == "capture" and one.result else one.result
+    if one.outcome is Outcome.OK and not effective and told.state == TRANSFER_STATE_CREDITED:
         yield f"DURABLE: {one} did not stay"
     if one.outcome is Outcome.REFUSED and entries and effective:
         yield f"CLEAR: {one} but it moved {entries}"
@@ -256,6 +274,67 @@ def _without_time(content: str) -> str:
     return _TIME.sub("", content)
 
 
+def _holds(
+    stage: Stage,
+    users: Sequence[User],
+    history: History,
+    moved: dict[str, list[tuple[int, int]]],
+) -> Iterator[str]:
+    """What was held is spent once at most, by its capture; every hold has ended, and its user knows how."""
+    made = {one.facts["id"] for one in history.of("reserve")}
+    ends: dict[str, tuple[int, int, int, str]] = {}
+    for name in stage.names:
+        for hold, *end in stage.disk(name).rows(
+            "transfer",
+            "SELECT hold_id, state, minor_units, captured, transfer_id FROM hold WHERE center = ?",
+            name,
+        ):
+            if hold in made:
+                ends[hold] = (end[0], end[1], end[2], end[3])
+    for user in users:
+        for hold, _ in user.holds:
+            if hold not in ends:
+                yield f"DURABLE: the hold {hold} is gone"
+    taken: dict[str, list[str]] = defaultdict(list)
+    for one in history.of("capture"):
+        if any(kind in (TRANSFER, DEBIT) for kind, _ in moved.get(one.facts["id"], [])):
+            taken[one.facts["hold"]].append(one.facts["id"])
+        if one.reason == "INSUFFICIENT_FUNDS":
+            yield f"NO-OVERDRAFT: {one}: what was held is not there"
+    for hold, (state, amount, captured, transfer) in ends.items():
+        if state not in (HOLD_STATE_REFUSED, *_HOLD_ENDS):
+            yield f"CONVERGE: the hold {hold} is in state {state}"
+        wanted = [transfer] if state == HOLD_STATE_CAPTURED else []
+        if taken.get(hold, []) != wanted:
+            yield f"ONCE: the hold {hold} in state {state} was captured by {taken[hold]}"
+        if wanted:
+            paid = -sum(units for kind, units in moved[transfer] if kind in _PAID and units < 0)
+            if not paid == captured <= amount:
+                yield f"ONCE: of the hold {hold} over {amount}, {captured} was captured, {paid} paid"
+    for one in history.of("release", Outcome.OK):
+        if ends[one.facts["hold"]][0] != HOLD_STATE_RELEASED:
+            yield f"ONCE: {one} but it ended as {ends[one.facts['hold']]}"
+
+
+def _frozen(history: History) -> Iterator[str]:
+    """Nobody pays from, or holds money of, an account while an operator has frozen it."""
+    since: dict[int, float] = {}
+    for one in history.operations:
+        if one.kind == "freeze" and one.outcome is Outcome.OK:
+            since[one.user] = one.end_s
+        elif one.kind == "unfreeze":
+            began_s = since.pop(one.user, one.start_s)
+            for paid in history.operations:
+                if (
+                    paid.user == one.user
+                    and paid.kind in ("transfer", "reserve", "capture")
+                    and paid.outcome is Outcome.OK
+                    and began_s < paid.start_s
+                    and paid.end_s < one.start_s
+                ):
+                    yield f"FROZEN: {paid} although it was frozen from {began_s:.3f} s on"
+
+
 def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """DURABLE and MONOTONE on accounts, profiles and passwords."""
     for user in users:
@@ -336,7 +415,7 @@ def _balances_read(stage: Stage, users: Sequence[User], history: History) -> Ite
             for one in history.operations
             if one.user == user.number
             and one.outcome is Outcome.OK
-            and one.kind in ("transfer", "deposit")
+            and one.kind in ("transfer", "capture", "deposit")
             if one.facts["id"] in number_of
         )
         for read in history.of("balance", Outcome.OK):

@@ -79,6 +79,8 @@ class Nemesis:
         conditions.unreceived = 0.0
         for name, center in self._world.centers.items():
             center.disk.full, center.disk.slow_s = False, 0.0
+            # A hold lasts until its home's clock says so: those behind are set right.
+            center.clock.offset_ms = max(0, center.clock.offset_ms)
             center.broker.up = True
             center.broker.forgetful = center.broker.repeating = 0.0
             if not center.alive:

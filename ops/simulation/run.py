@@ -104,6 +104,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
     async with asyncio.TaskGroup() as tasks:
         checking = tasks.create_task(_check_for_ever(world, history))
         users = [clients.spawn(workload.run(user, until_s)) for user in workload.users]
+        users.append(clients.spawn(workload.operate(until_s)))
         await nemesis.run(until_s)
         healed_s = world.loop.time()
         await asyncio.gather(*users)
@@ -123,12 +124,17 @@ async def _check_for_ever(world: World, history: History) -> None:
 
 
 async def _settle(world: World, history: History) -> None:
-    """CONVERGE: waits until all centers agree and nothing is open."""
+    """CONVERGE: waits until all centers agree and nothing is open, no application and no hold."""
     deadline_s = world.loop.time() + SETTLE_S_MAX
     names = list(world.centers)
     while True:
         report = verify.judge(await world.facts(), names)
         still_open = checks.still_open(world)
+        still_open += [
+            f"a hold at {name}"
+            for name, center in world.centers.items()
+            if center.disk.rows("transfer", "SELECT 1 FROM hold WHERE state = 2")
+        ]
         if report.passed and not still_open:
             break
         if world.loop.time() > deadline_s:

@@ -30,6 +30,10 @@ class Stage(Protocol):
 
     def now_s(self) -> float: ...
 
+    def now_ms(self) -> int:
+        """The time on the users' clocks, in milliseconds since 1970."""
+        ...
+
     def note(self, what: str) -> None:
         """Something was done; a simulator makes it part of the history hash."""
         ...
@@ -47,6 +51,10 @@ class Stage(Protocol):
         ...
 
     async def deposit(self, center: str, deposit_id: str, account_id: str, amount: int) -> None:
+        """What an operator does at the account's home. Raises RpcError."""
+        ...
+
+    async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
         """What an operator does at the account's home. Raises RpcError."""
         ...
 

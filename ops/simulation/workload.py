@@ -39,17 +39,23 @@ from duohuo.v1.transfer_service_pb2 import (
     ApplyTransferRequest,
     Balance,
     CancelApplicationRequest,
+    CaptureHoldRequest,
+    CaptureHoldResponse,
     GetBalanceRequest,
+    Hold,
     ListApplicationsRequest,
     ListApplicationsResponse,
     ListEntriesRequest,
     ListEntriesResponse,
+    ReleaseHoldRequest,
+    ReserveFundsRequest,
     TransferRequest,
     TransferResult,
 )
 from ops.simulation.courier import SECRET, WEBHOOK_URL
 from ops.simulation.history import History, Operation, Outcome
 from ops.simulation.stage import Stage
+from runtime.clock import timestamp
 from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
 from runtime.errors import RpcError
 from runtime.methods import method
@@ -59,6 +65,9 @@ M = TypeVar("M", bound=Message)
 CALL_TIMEOUT_S = 5.0
 ATTEMPTS_MAX = 5
 CURRENCY = "CNY"
+HOLDS_LAST_MS = (2_000, 8_000, 30_000)
+FREEZE_EVERY_S = 12.0
+FROZEN_S = 3.0
 SECRETS = ("secret-", "@example.com")
 
 
@@ -72,12 +81,15 @@ class User:
     """All that were ever asked for, the first one first."""
     password: str = ""
     account_id: str = ""
+    funded: bool = False
     token: str = ""
     causal: str = ""
     edits: int = 0
     maybe_passwords: list[str] = field(default_factory=list)
     applications: list[str] = field(default_factory=list)
     asked_for_notifications: bool = False
+    holds: list[tuple[str, int]] = field(default_factory=list)
+    """Those that were made, perhaps long over: (id, amount)."""
 
 
 class Workload:
@@ -116,6 +128,9 @@ class Workload:
         actions = (
             *(self._transfer,) * 6,
             *(self._spend_twice,) * 1,
+            *(self._reserve,) * 3,
+            *(self._capture,) * 2,
+            *(self._release,) * 1,
             *(self._apply,) * 3,
             *(self._login,) * 4,
             *(self._edit,) * 3,
@@ -239,6 +254,7 @@ class Workload:
                 self._examine(operation, error)
                 await self._think(0.5)
         operation.end_s = self._stage.now_s()
+        user.funded = True
 
     async def _login(self, user: User) -> bool:
         """LOGIN: a living center that has the account and this password lets the user in."""
@@ -277,8 +293,8 @@ class Workload:
     async def _spend_twice(self, user: User) -> None:
         """NO-OVERDRAFT: everything there is, to two payees at once."""
         found = await self._balance(user)
-        if found is not None and found.balance.minor_units > 0:
-            whole = found.balance.minor_units
+        if found is not None and found.available.minor_units > 0:
+            whole = found.available.minor_units
             await asyncio.gather(self._send(user, whole), self._send(user, whole))
 
     async def _send(self, user: User, amount: int) -> None:
@@ -296,6 +312,82 @@ class Workload:
         else:
             request.payee_identifier = payee.identifier
         await self._call(operation, user, "TransferService/Transfer", request, TransferResult)
+
+    async def _reserve(self, user: User) -> None:
+        payee = self._payee(user)
+        amount = self._random.choice((20, 150, 400))
+        operation = self._begin(
+            "reserve", user, id=self._ids.unique(), payee=payee.number, amount=amount
+        )
+        request = ReserveFundsRequest(
+            hold_id=operation.facts["id"],
+            payer_account_id=user.account_id,
+            payee_identifier=payee.identifier,
+            amount=Money(currency_code=CURRENCY, minor_units=amount),
+        )
+        lasts_ms = self._random.choice(HOLDS_LAST_MS)
+        request.expire_time.CopyFrom(timestamp(self._stage.now_ms() + lasts_ms))
+        hold = await self._call(operation, user, "TransferService/ReserveFunds", request, Hold)
+        if hold is not None:
+            user.holds.append((hold.hold_id, amount))
+
+    async def _capture(self, user: User) -> None:
+        """One of the last holds, all or a part of it, perhaps not for the first time, perhaps twice at
+        once. Many are left to expire."""
+        if not user.holds:
+            return
+        hold_id, amount = self._random.choice(user.holds[-3:])
+        part = self._random.choice((None, 1, amount // 2, amount))
+        once = self._capture_as(user, hold_id, part)
+        if self._random.random() < 0.3:
+            await asyncio.gather(once, self._capture_as(user, hold_id, part))
+        else:
+            await once
+
+    async def _capture_as(self, user: User, hold_id: str, part: int | None) -> None:
+        operation = self._begin("capture", user, hold=hold_id, id=self._ids.unique(), part=part)
+        request = CaptureHoldRequest(
+            payer_account_id=user.account_id, hold_id=hold_id, transfer_id=operation.facts["id"]
+        )
+        if part is not None:
+            request.amount.CopyFrom(Money(currency_code=CURRENCY, minor_units=part))
+        await self._call(
+            operation, user, "TransferService/CaptureHold", request, CaptureHoldResponse
+        )
+
+    async def _release(self, user: User) -> None:
+        if not user.holds:
+            return
+        hold_id, _ = self._random.choice(user.holds[-3:])
+        operation = self._begin("release", user, hold=hold_id)
+        request = ReleaseHoldRequest(payer_account_id=user.account_id, hold_id=hold_id)
+        await self._call(operation, user, "TransferService/ReleaseHold", request, Hold)
+
+    async def operate(self, until_s: float) -> None:
+        """An operator, who now and then freezes one account for a moment; the others go on paying."""
+        while self._stage.now_s() < until_s:
+            await self._think(FREEZE_EVERY_S)
+            # A deposit that was once refused would be so for ever.
+            funded = [user for user in self.users if user.funded]
+            if funded:
+                user = self._random.choice(funded)
+                await self._set_frozen(user, frozen=True)
+                await self._think(FROZEN_S)
+                await self._set_frozen(user, frozen=False)
+
+    async def _set_frozen(self, user: User, *, frozen: bool) -> None:
+        """What an operator does at the account's home, repeated until it is certain."""
+        operation = self._begin("freeze" if frozen else "unfreeze", user)
+        home = self._stage.placement.home(slot_of(user.identifier))
+        while operation.outcome is not Outcome.OK:
+            try:
+                await self._stage.set_frozen(home, user.account_id, frozen=frozen)
+                operation.outcome = Outcome.OK
+            except RpcError as error:
+                self._examine(operation, error)
+                await self._think(0.5)
+        operation.end_s = self._stage.now_s()
+        self._stage.note(str(operation))
 
     async def _apply(self, user: User) -> None:
         payee = self._payee(user)

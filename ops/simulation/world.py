@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from duohuo.internal.v1.peer_services_pb2 import BookDepositRequest
+from duohuo.internal.v1.peer_services_pb2 import (
+    BookDepositRequest,
+    ChangeControlRequest,
+    GetControlRequest,
+)
 from duohuo.v1.money_pb2 import Money
-from duohuo.v1.operator_service_pb2 import CenterFacts, GetFactsRequest, SpanRecord
+from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_FROZEN,
+    ACCOUNT_STATUS_OPEN,
+    AccountControl,
+    CenterFacts,
+    GetFactsRequest,
+    SpanRecord,
+)
 from gateway import ring
 from ops import wiring
 from ops.simulation.bus import Broker, SimulatedBus
@@ -32,7 +43,9 @@ from sync_bus.site import Site
 
 _FACTS = method("/duohuo.v1.OperatorService/GetFacts")
 _BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
-DEPOSIT_TIMEOUT_S = 5.0
+_GET_CONTROL = peer_method("transfer", "GetControl")
+_CHANGE_CONTROL = peer_method("transfer", "ChangeControl")
+OPERATOR_TIMEOUT_S = 5.0
 SERVICES = ("account", "session", "transfer")
 
 
@@ -142,6 +155,9 @@ class World:
     def now_s(self) -> float:
         return self.loop.time()
 
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self.loop.time() * 1000)
+
     def note(self, what: str) -> None:
         self.loop.note(what)
 
@@ -160,8 +176,20 @@ class World:
             account_id=account_id,
             amount=Money(currency_code="CNY", minor_units=amount),
         )
-        call = Call(_BOOK_DEPOSIT, request.SerializeToString(), DEPOSIT_TIMEOUT_S)
+        call = Call(_BOOK_DEPOSIT, request.SerializeToString(), OPERATOR_TIMEOUT_S)
         await self.network.connect("client", center).unary(call)
+
+    async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
+        home = self.network.connect("client", center)
+        look = GetControlRequest(account_id=account_id).SerializeToString()
+        found = await home.unary(Call(_GET_CONTROL, look, OPERATOR_TIMEOUT_S))
+        request = ChangeControlRequest(
+            account_id=account_id,
+            status=ACCOUNT_STATUS_FROZEN if frozen else ACCOUNT_STATUS_OPEN,
+            version=AccountControl.FromString(found.payload).version,
+        )
+        call = Call(_CHANGE_CONTROL, request.SerializeToString(), OPERATOR_TIMEOUT_S)
+        await home.unary(call)
 
     def fits(self, stored: str, password: str) -> bool:
         return stored == stored_form(password)

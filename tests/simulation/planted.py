@@ -34,11 +34,12 @@ from sync_bus.log import Stamp, Topic
 from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
-from transfer_svc import chain, dispatch, ledger, notifications, transfers
+from transfer_svc import chain, controls, dispatch, holds, ledger, notifications, transfers
+from transfer_svc.hold_service import HoldExpiry
 from transfer_svc.inbound import Inbound
 from transfer_svc.notifier import Notifier
 from transfer_svc.service import TransferService
-from transfer_svc.states import TransferEvent
+from transfer_svc.states import HoldEvent, TransferEvent
 
 Patch = pytest.MonkeyPatch
 
@@ -351,6 +352,39 @@ def told_by_every_attempt(patch: Patch) -> None:
     patch.setattr(Notifier, "_send", send)
 
 
+def held_money_is_not_kept_back(patch: Patch) -> None:
+    """Holds are written down, and their money is spent."""
+    original = ledger.hold_back
+    patch.setattr(ledger, "hold_back", lambda account, _minor_units: original(account, 0))
+
+
+def a_hold_may_be_captured_twice(patch: Patch) -> None:
+    """A hold stays as it is when it is captured, but for what is available."""
+    original = holds.end
+
+    def end(row: Any, event: HoldEvent, *arguments: Any) -> Unit[Any]:
+        if event is not HoldEvent.CAPTURE:
+            return (yield from original(row, event, *arguments))
+        yield from query("SELECT 1")
+        return row
+
+    patch.setattr(holds, "end", end)
+
+
+def holds_never_expire(patch: Patch) -> None:
+    """Nobody does the duty."""
+
+    async def run(_expiry: HoldExpiry) -> None:
+        await asyncio.Event().wait()
+
+    patch.setattr(HoldExpiry, "run", run)
+
+
+def frozen_accounts_pay(patch: Patch) -> None:
+    """Nobody looks whether an account is frozen."""
+    patch.setattr(controls, "cannot_pay", lambda *_: "")
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -367,7 +401,11 @@ PLANTED = (
         "balance checked before the transaction",
         balance_checked_before_the_transaction,
     ),
+    Planted("NO-OVERDRAFT", "held money is not kept back", held_money_is_not_kept_back),
+    Planted("FROZEN", "frozen accounts pay", frozen_accounts_pay),
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
+    Planted("ONCE", "a hold may be captured twice", a_hold_may_be_captured_twice),
+    Planted("CONVERGE", "holds never expire", holds_never_expire),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
     Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),

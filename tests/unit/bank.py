@@ -179,11 +179,13 @@ class Bank:
             ]
         )
 
-    async def set_status(self, account: str, status: AccountStatus.ValueType) -> controls.Change:
+    async def set_status(
+        self, account: str, status: AccountStatus.ValueType, version: int | None = None
+    ) -> controls.Change:
         """Has an operator freeze, unfreeze or close it."""
         home = self.home(account)
         unit = controls.set_status(
-            home.site.here, account, status, "operator", home.site.stamps.now()
+            home.site.here, account, status, version, "operator", home.site.stamps.now()
         )
         return await home.store.write("set status", unit)
 
@@ -195,7 +197,7 @@ class Bank:
             per_transfer_minor_units_max=per_transfer, per_day_minor_units_max=per_day
         )
         unit = controls.set_limits(
-            home.site.here, account, limits, "operator", home.site.stamps.now()
+            home.site.here, account, limits, None, "operator", home.site.stamps.now()
         )
         return await home.store.write("set limits", unit)
 

@@ -146,6 +146,15 @@ async def test_a_change_again_changes_and_tells_nothing(two: Bank) -> None:
     assert (await two.centers["a"].kinds()).count("control_changed") == 1
 
 
+async def test_what_arrives_late_changes_nothing(two: Bank) -> None:
+    """The freeze, sent twice, after the unfreeze that followed it."""
+    frozen = await two.set_status(ALICE, ACCOUNT_STATUS_FROZEN, version=0)
+    assert (await two.set_status(ALICE, ACCOUNT_STATUS_FROZEN, version=0)).after == frozen.after
+    await two.set_status(ALICE, ACCOUNT_STATUS_OPEN, version=frozen.after.number)
+    late = await two.set_status(ALICE, ACCOUNT_STATUS_FROZEN, version=0)
+    assert (late.refused, late.after.status) == ("CONTROL_CHANGED", ACCOUNT_STATUS_OPEN)
+
+
 async def test_limits_are_set_one_by_one_and_taken_away(two: Bank) -> None:
     await two.limit(ALICE, per_transfer=30)
     change = await two.limit(ALICE, per_day=50)

@@ -149,6 +149,11 @@ async def test_an_account_that_its_home_does_not_know_gets_no_money() -> None:
     ("path", "request_made", "asked"),
     [
         ("FreezeAccount", FreezeAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_FROZEN}),
+        (
+            "FreezeAccount",
+            FreezeAccountRequest(user=BOB, version=0),
+            {"status": ACCOUNT_STATUS_FROZEN, "version": 0},
+        ),
         ("UnfreezeAccount", UnfreezeAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_OPEN}),
         ("CloseAccount", CloseAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_CLOSED}),
         (
