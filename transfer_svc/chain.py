@@ -55,19 +55,38 @@ class LedgerDamaged(RpcError):
 
 
 def link(previous: bytes, currency: str, entry: Sequence[Any]) -> bytes:
-    """An entry's hash. `entry` has the fields of EntryFields, `previous` is the hash before it.
+    """An entry's hash. `entry` has the fields of EntryFields, `previous` is the hash before it."""
+    return link_on(previous, beginning(currency, entry[0]), *entry[1:])
+
+
+def beginning(currency: str, account_id: str) -> str:
+    """What the encodings of all entries of one account begin with, for `link_on`."""
+    return f"{len(currency)}:{currency}{len(account_id)}:{account_id}"
+
+
+def link_on(
+    previous: bytes,
+    begin: str,
+    number: int,
+    center: str,
+    kind: int,
+    transfer: str,
+    amount: int,
+    balance: int,
+    other: str,
+    memo: str,
+    time_ms: int,
+) -> bytes:
+    """`link` for whoever hashes many entries of one account.
 
     Each text is preceded by its length in characters and each number ends with a comma, so that no two
     entries have the same encoding.
     """
-    account, number, center, kind, transfer, amount, balance, other, memo, time_ms = entry
-    return sha256(
-        previous
-        + (
-            f"{len(currency)}:{currency}{len(account)}:{account}{number},{len(center)}:{center}{kind},"
-            f"{len(transfer)}:{transfer}{amount},{balance},{len(other)}:{other}{len(memo)}:{memo}{time_ms},"
-        ).encode()
-    ).digest()
+    encoded = (
+        f"{begin}{number},{len(center)}:{center}{kind},{len(transfer)}:{transfer}{amount},{balance},"
+        f"{len(other)}:{other}{len(memo)}:{memo}{time_ms},"
+    )
+    return sha256(previous + encoded.encode()).digest()
 
 
 _ENTRY = ", ".join(f"e.{name}" for name in EntryFields._fields)

@@ -29,7 +29,7 @@ from duohuo.v1.transfer_service_pb2 import (
 )
 from runtime.store import Row, Unit, query
 from sync_bus import inbox
-from transfer_svc.chain import START, EntryFields, link
+from transfer_svc.chain import START, EntryFields, beginning, link_on
 
 PAGE_ROWS = 2000
 VIOLATIONS_MAX = 100
@@ -138,10 +138,10 @@ class _Ledger:
     def _sum(self, rows: Sequence[Row], *, user: bool) -> None:
         here, booked, unbalanced = self._here, self.booked, self.unbalanced
         for row in rows:
-            account_id, _, center, kind, transfer_id, minor_units = row[:6]
+            account_id, _, center, kind, transfer_id, minor_units, _, _, _, _, _ = row
             unbalanced += hash((center, transfer_id, kind)) * minor_units
             if user and center == here:
-                booked += Movement(account_id, transfer_id, kind, minor_units).fingerprint()
+                booked += _fingerprint(account_id, transfer_id, kind, minor_units)
         self.booked, self.unbalanced = booked, unbalanced
 
     def _note(self, wrong: "Iterator[Wrong] | Sequence[Wrong]") -> None:
@@ -184,18 +184,33 @@ class _Chain:
 
     def follow(self, rows: Sequence[Row]) -> Iterator[Wrong]:
         """The first entry that is not what was posted, and the first overdraft."""
-        currency = self.account.currency
+        begin = beginning(self.account.currency, self.account.account_id)
         number, balance, previous = self._number, self._balance, self._hash
         for row in rows:
+            _, this_number, center, kind, transfer, amount, after, other, memo, time_ms, this = row
             number += 1
-            balance += row[5]
-            this = row[10]
+            balance += amount
             if not self._broken and (
-                row[1] != number or row[6] != balance or link(previous, currency, row[:10]) != this
+                this_number != number
+                or after != balance
+                or this
+                != link_on(
+                    previous,
+                    begin,
+                    number,
+                    center,
+                    kind,
+                    transfer,
+                    amount,
+                    after,
+                    other,
+                    memo,
+                    time_ms,
+                )
             ):
                 self._broken = True
                 yield self._first_bad(row, number, balance)
-            number, balance, previous = row[1], row[6], this
+            number, balance, previous = this_number, after, this
             if balance < 0 and not self._overdrawn:
                 self._overdrawn = True
                 yield self._wrong("NO-OVERDRAFT", row, f"entry {number} leaves {balance}")
@@ -248,17 +263,15 @@ def _length_of_run(rows: Sequence[Row], begin: int) -> int:
     return end - begin
 
 
-class Movement(NamedTuple):
-    """An entry of a user's account that a transfer stands for."""
+Movement = tuple[str, str, PostingKind.ValueType, int]
+"""An entry of a user's account that a transfer stands for: account, transfer, kind, amount."""
 
-    account_id: str
-    transfer_id: str
-    kind: PostingKind.ValueType
-    minor_units: int
 
-    def fingerprint(self) -> int:
-        """A hash with this process's key. Twice the amount: Python hashes -1 and -2 alike."""
-        return hash((self.account_id, self.transfer_id, self.kind, 2 * self.minor_units))
+def _fingerprint(
+    account_id: str, transfer_id: str, kind: PostingKind.ValueType, minor_units: int
+) -> int:
+    """A movement's hash, with this process's key. Twice the amount: Python hashes -1 and -2 alike."""
+    return hash((account_id, transfer_id, kind, 2 * minor_units))
 
 
 def ordered(
@@ -276,13 +289,13 @@ def ordered(
         return []
     if payee_home == here:
         kind = POSTING_KIND_DEPOSIT if from_outside else POSTING_KIND_TRANSFER
-        moved = [Movement(payee, transfer_id, kind, minor_units)]
+        moved: list[Movement] = [(payee, transfer_id, kind, minor_units)]
         if not from_outside:
-            moved.append(Movement(payer, transfer_id, kind, -minor_units))
+            moved.append((payer, transfer_id, kind, -minor_units))
         return moved
-    moved = [Movement(payer, transfer_id, POSTING_KIND_DEBIT, -minor_units)]
+    moved = [(payer, transfer_id, POSTING_KIND_DEBIT, -minor_units)]
     if state == TRANSFER_STATE_REFUNDED:
-        moved.append(Movement(payer, transfer_id, POSTING_KIND_REFUND, minor_units))
+        moved.append((payer, transfer_id, POSTING_KIND_REFUND, minor_units))
     return moved
 
 
@@ -303,7 +316,7 @@ def _ordered(here: str) -> Unit[int]:
         after = rows[-1][:2]
         for row in rows:
             for movement in ordered(here, *row):
-                total += movement.fingerprint()
+                total += _fingerprint(*movement)
     after = ("", "")
     while rows := (
         yield from query(
@@ -318,7 +331,7 @@ def _ordered(here: str) -> Unit[int]:
     ):
         after = rows[-1][:2]
         for _, transfer_id, payee, minor_units in rows:
-            total += Movement(payee, transfer_id, POSTING_KIND_CREDIT, minor_units).fingerprint()
+            total += _fingerprint(payee, transfer_id, POSTING_KIND_CREDIT, minor_units)
     return total % (1 << 64)
 
 
