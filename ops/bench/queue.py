@@ -36,6 +36,7 @@ from runtime.ids import RandomIds
 DEAD, ORIGIN, LIVE = CENTERS = ("a", "b", "c")
 PAYERS = 1000
 MEASURED_S = 15.0
+DRAIN_MEASURED_S_MAX = 120.0
 STUCK_AFTER_S = 60.0
 VERIFIED_WITHIN_S = 120.0
 POLL_INTERVAL_S = 0.1
@@ -83,7 +84,7 @@ QUEUE = Benchmark("queue", ("applications",), run)
 
 
 class LiveUser:
-    """A user of the living center who is logged in at the origin and watches what becomes of applications."""
+    """A user of the living center, logged in at the origin, who watches what becomes of applications."""
 
     def __init__(self, client: Client, payer: AccountRow, payee: AccountRow) -> None:
         self._client = client
@@ -164,7 +165,7 @@ async def _while_away(user: LiveUser, calls: Calls, setup: Setup) -> dict[str, f
 
 
 async def _drain(user: LiveUser, calls: Calls, setup: Setup) -> dict[str, float]:
-    """Home is back: until its first decision, and until its last."""
+    """Home is back: until its first decision, and until its last, but not for ever."""
     setup.tell(f"starting {DEAD}")
     first_s: float | None = None
     async with asyncio.TaskGroup() as tasks:
@@ -173,7 +174,7 @@ async def _drain(user: LiveUser, calls: Calls, setup: Setup) -> dict[str, float]
         used_s = _processor_s(setup)
         back_s = moved_s = told_s = time.monotonic()
         left = setup.entries
-        while left > 0:
+        while left > 0 and time.monotonic() - back_s < DRAIN_MEASURED_S_MAX:
             status = await _status(setup, ORIGIN)
             now_s = time.monotonic()
             # The live user's own one may be among them.
@@ -188,12 +189,14 @@ async def _drain(user: LiveUser, calls: Calls, setup: Setup) -> dict[str, float]
             await asyncio.sleep(POLL_INTERVAL_S)
         for task in live:
             task.cancel()
-    assert first_s is not None  # noqa: S101 - nothing is left
+    if first_s is None:
+        raise Failure("nothing was decided")
+    decided, took_s = setup.entries - left, moved_s - back_s
     return {
-        "processor_us_per_decision": (_processor_s(setup) - used_s) * 1e6 / setup.entries,
+        "processor_us_per_decision": (_processor_s(setup) - used_s) * 1e6 / decided,
         "first_decided_s": first_s - back_s,
-        "drained_s": moved_s - back_s,
-        "decided_per_s": setup.entries / max(moved_s - back_s, 0.001),
+        "decided_per_s": decided / max(took_s, 0.001),
+        "decided_percent": 100 * decided / setup.entries,
     }
 
 
@@ -205,8 +208,8 @@ def _require_order(setup: Setup) -> None:
             "SELECT account_id, transfer_id FROM entry WHERE minor_units < 0"
             " AND transfer_id LIKE 'queue-%' AND account_id NOT LIKE '%.%' ORDER BY account_id, number"
         ).fetchall()
-    if len(rows) != setup.entries or any(one > other for one, other in pairwise(rows)):
-        raise Failure(f"{len(rows)} of {setup.entries} were decided, or not in their payers' order")
+    if any(one > other for one, other in pairwise(rows)):
+        raise Failure("a payer's applications were not decided in their order")
 
 
 def _processor_s(setup: Setup) -> float:
