@@ -1,4 +1,4 @@
-"""Applications are watched and cancelled at any center while their origin or home is away: real processes."""
+"""Applications are watched and cancelled at any center, while their origin or home is away."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
