@@ -17,11 +17,17 @@ def add_to(app: typer.Typer) -> None:
 async def bench(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="catch-up; all if left out.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="catch-up or queue; all if left out."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, max=100, help="How often to measure each case.")] = 3,
     entries: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="catch-up: how many log entries are missed.")
+        int,
+        typer.Option(
+            min=1,
+            max=10_000_000,
+            help="How many log entries are missed (catch-up), or applications wait (queue).",
+        ),
     ] = 100_000,
     port_base: Annotated[
         int, typer.Option(help="The benchmark's own mesh listens from here.")

@@ -19,19 +19,26 @@ import account_svc.app
 import account_svc.store
 import transfer_svc.app
 from account_svc.store import AccountRow
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_QUEUED,
+    Application,
+    ApplyTransferRequest,
+)
 from gateway import ring
-from runtime.clock import SystemClock
+from runtime.clock import SystemClock, timestamp
 from runtime.hlc import HybridClock
-from runtime.ids import RandomIds, account_id
+from runtime.ids import RandomIds, account_id, account_slot, application_id
 from runtime.placement import slot_of
 from runtime.store import SqliteStore, Unit
 from sync_bus import log, node
 from sync_bus.log import Stamp, Stamps
-from transfer_svc import ledger, transfers
+from transfer_svc import applications, ledger, rules, transfers
 from transfer_svc.rules import Order
 
 CURRENCY = "CNY"
 DEPOSIT = 1_000_000_000
+LIFETIME_MS = 24 * 3600 * 1000
 AT_ONCE = 512
 
 
@@ -99,6 +106,40 @@ class Writer:
                 for number in range(count)
             ]
             await _write_all(accounts, units, done)
+
+    async def apply(self, payers: Sequence[AccountRow], count: int, home: str) -> None:
+        """Accepts so many applications of these payers, in turn, for their home center. Each payer's
+        transfer ids grow in the order of acceptance."""
+        ids = RandomIds()
+        async with self._open(transfer_svc.app.ROLE) as (books, stamps):
+            units = []
+            for number in range(count):
+                payer, payee = (payers[(number + n) % len(payers)].account_id for n in (0, 1))
+                stamp = self._stamp(stamps)
+                request = ApplyTransferRequest(
+                    transfer_id=f"queue-{number:08}",
+                    payer_account_id=payer,
+                    payee_account_id=payee,
+                    amount=Money(currency_code=CURRENCY, minor_units=1),
+                    memo="benchmark",
+                )
+                slot = account_slot(payer)
+                assert slot is not None  # noqa: S101 - it was made here
+                application = Application(
+                    application_id=application_id(self.center, slot, ids.unique()),
+                    transfer_id=request.transfer_id,
+                    state=APPLICATION_STATE_QUEUED,
+                    payer_account_id=payer,
+                    payee_account_id=payee,
+                    amount=request.amount,
+                    memo=request.memo,
+                    origin_center=self.center,
+                    create_time=timestamp(stamp.time_ms),
+                    expire_time=timestamp(stamp.time_ms + LIFETIME_MS),
+                )
+                body = rules.body_hash(request)
+                units.append(applications.accept(application, body, home, stamp))
+            await _write_all(books, units, lambda _done: None)
 
     async def heads(self) -> dict[str, int]:
         """How far the center's logs reach, by topic."""

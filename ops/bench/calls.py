@@ -20,6 +20,7 @@ class Calls:
 
     call: Callable[[], Coroutine[Any, Any, object]]
     took_ms: list[float] = field(default_factory=list)
+    pause_s: float = PAUSE_S
 
     async def run_for(self, duration_s: float) -> None:
         """Asks for so long. Raises what a call raises."""
@@ -33,7 +34,7 @@ class Calls:
             started = time.perf_counter()
             await self.call()
             self.took_ms.append((time.perf_counter() - started) * 1000)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(self.pause_s)
 
     def figures(self, when: str) -> Figures:
         """Percentiles, named after when it was: `p99_before_ms`. None if there were too few calls."""

@@ -56,7 +56,7 @@ async def run(case: str, setup: Setup) -> Figures:
         await command_center(setup.directory, "stop", SOURCE)
         users = await writer.make_users(USERS, password_hash)
         await command_center(setup.directory, "start", SOURCE)
-        await _verify(setup, COPIED_WITHIN_S)
+        await verified(setup, COPIED_WITHIN_S)
         copied = await writer.heads()
         await command_center(setup.directory, "stop", BACK)
         await command_center(setup.directory, "stop", SOURCE)
@@ -67,7 +67,7 @@ async def run(case: str, setup: Setup) -> Figures:
             await _wait_published(heads[case], setup)
         figures = await _measure(case, copied[case], heads, users[0], setup)
         setup.tell("verify")
-        await _verify(setup, VERIFIED_WITHIN_S)
+        await verified(setup, VERIFIED_WITHIN_S)
     return figures
 
 
@@ -260,7 +260,8 @@ async def _logged_in(
     return partial(client.call, "AccountService/GetAccount", asked, Account, login)
 
 
-async def _verify(setup: Setup, within_s: float) -> None:
+async def verified(setup: Setup, within_s: float) -> None:
+    """Returns once `duohuo verify` passes. Raises Failure if it does not."""
     deadline_s = time.monotonic() + within_s
     while True:
         report = await verify.verify(setup.directory, within_s)

@@ -14,10 +14,11 @@ from typing import Any
 from ops import mesh_file
 from ops.bench.benchmark import Benchmark, Figures, Setup, summarise
 from ops.bench.catch_up import CATCH_UP
+from ops.bench.queue import QUEUE
 from ops.output import table
 from runtime.clock import SystemClock, iso
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (CATCH_UP,)}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (CATCH_UP, QUEUE)}
 
 
 @dataclass(slots=True)

@@ -14,7 +14,12 @@ from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
 from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
 from duohuo.v1.operator_service_pb2 import DELIVERY_STATE_DELIVERED
 from duohuo.v1.routing_pb2 import POLICY_HOME
-from duohuo.v1.transfer_service_pb2 import TRANSFER_STATE_DEBITED
+from duohuo.v1.transfer_service_pb2 import (
+    TRANSFER_STATE_DEBITED,
+    TRANSFER_STATE_FAILED,
+    Application,
+    TransferResult,
+)
 from gateway import router, routes
 from gateway.routes import Target
 from runtime.endpoint import ask
@@ -168,6 +173,19 @@ def retry_with_a_new_id(patch: Patch) -> None:
         return transfer
 
     patch.setattr(dispatch, "transfer_of", transfer_of)
+
+
+def cancelled_without_home(patch: Patch) -> None:
+    """While home is silent, the origin alone says that an application is cancelled."""
+    original = TransferService._cancel_at_home
+
+    async def cancel_at_home(self: TransferService, application: Application) -> TransferResult:
+        try:
+            return await original(self, application)
+        except RpcError:
+            return TransferResult(state=TRANSFER_STATE_FAILED, reason="CANCELLED")
+
+    patch.setattr(TransferService, "_cancel_at_home", cancel_at_home)
 
 
 def log_entry_forgotten_on_publish(patch: Patch) -> None:
@@ -406,6 +424,7 @@ PLANTED = (
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("ONCE", "a hold may be captured twice", a_hold_may_be_captured_twice),
     Planted("CONVERGE", "holds never expire", holds_never_expire),
+    Planted("ONCE", "cancelled without home", cancelled_without_home),
     Planted("DURABLE", "log entry forgotten on publish", log_entry_forgotten_on_publish),
     Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
