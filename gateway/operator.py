@@ -1,4 +1,4 @@
-"""The operators' port: deposits, status, facts for `verify`, and spans for `why`."""
+"""The operators' port: deposits, status, facts for `verify`, and what `why` tells."""
 
 import asyncio
 import hmac
@@ -27,6 +27,8 @@ from duohuo.v1.operator_service_pb2 import (
     DropParkedResponse,
     FindSpansRequest,
     FindSpansResponse,
+    FindTransfersRequest,
+    FindTransfersResponse,
     GetFactsRequest,
     GetStatusRequest,
     ListAuditRequest,
@@ -204,6 +206,12 @@ class OperatorServicer:
     ) -> ListVersionsResponse:
         asked = peer_method("account", "ListVersions")
         return await ask(self._mesh.local, asked, request, ListVersionsResponse, ROLE_TIMEOUT_S)
+
+    async def FindTransfers(
+        self, request: FindTransfersRequest, _incoming: Incoming
+    ) -> FindTransfersResponse:
+        asked = peer_method("transfer", "FindTransfers")
+        return await ask(self._mesh.local, asked, request, FindTransfersResponse, ROLE_TIMEOUT_S)
 
     async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
         return FindSpansResponse(spans=self._spans.find(request.id))

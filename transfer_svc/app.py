@@ -9,14 +9,16 @@ from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, dispatch, ledger, transfers
+from transfer_svc import applications, attempts, dispatch, histories, ledger, refusals, transfers
 from transfer_svc.audit import Audit
 from transfer_svc.inbound import Inbound
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = ledger.SCHEMA + transfers.SCHEMA + applications.SCHEMA
+SCHEMA = "".join(
+    part.SCHEMA for part in (ledger, transfers, refusals, applications, attempts, histories)
+)
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
 
@@ -55,6 +57,10 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
     )
     dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
     dispatcher.add(
-        "duohuo.internal.v1.TransferPeerService", service, *node.servicers, refusal=node.refusal
+        "duohuo.internal.v1.TransferPeerService",
+        service,
+        histories.Histories(database),
+        *node.servicers,
+        refusal=node.refusal,
     )
     return TransferNode(node, dispatch.QueueWorker(site, database))

@@ -6,6 +6,7 @@ any failure home is asked again with the same id, whatever it has done.
 
 import asyncio
 from random import Random
+from typing import TypeVar
 
 import structlog
 
@@ -20,11 +21,11 @@ from runtime.endpoint import ask
 from runtime.errors import RpcError, unreachable
 from runtime.methods import peer_method
 from runtime.signal import Signal
-from runtime.store import Store, StoreFault
+from runtime.store import Store, StoreFault, Unit
 from sync_bus.site import Site
-from transfer_svc import applications
+from transfer_svc import applications, attempts
 from transfer_svc.applications import ApplicationRow
-from transfer_svc.states import Decision, IllegalTransition, decision_of
+from transfer_svc.states import IllegalTransition, decision_of
 
 DELAY_MS_FIRST = 500
 DELAY_MS_MAX = 60_000
@@ -32,6 +33,7 @@ ATTEMPTS_AT_ONCE_MAX = 32
 ATTEMPT_TIMEOUT_S = 5.0
 _DECIDE = peer_method("transfer", "Decide")
 _logger = structlog.get_logger()
+T = TypeVar("T")
 
 
 def delay_ms(attempts: int, random: Random) -> int:
@@ -114,6 +116,7 @@ class QueueWorker:
 
     async def _ask_home(self, row: ApplicationRow, home: str) -> None:
         application = row.message
+        begin_ms = self._site.clock.wall_ms()
         try:
             if not self._site.mesh.reachable(home):
                 raise unreachable(home, ran=False)
@@ -131,32 +134,33 @@ class QueueWorker:
             )
         except RpcError as error:
             next_ms = self._site.clock.wall_ms() + delay_ms(application.attempts, self._site.random)
-            await self._store.write(
-                "attempted",
-                applications.attempted(application.application_id, error.reason, next_ms),
-            )
+            unit = applications.attempted(application.application_id, error.reason, next_ms)
+            attempted = self._recorded(application, home, begin_ms, error.reason, unit)
+            await self._store.write("attempted", attempted)
             raise
         result = answer.result
-        await self._decided(
-            application,
+        decide = applications.decide(
+            application.application_id,
             decision_of(result.state, result.reason),
             result.reason,
             result.payee_account_id,
+            self._site.stamps.now(),
+        )
+        await self._store.write("decided", self._recorded(application, home, begin_ms, "", decide))
+
+    def _recorded(
+        self, application: Application, home: str, begin_ms: int, error: str, effect: Unit[T]
+    ) -> Unit[T]:
+        """The effect of an attempt, and the attempt itself for `duohuo why`."""
+        end_ms = self._site.clock.wall_ms()
+        return _both(
+            attempts.record(application.application_id, home, begin_ms, end_ms, error), effect
         )
 
-    async def _decided(
-        self, application: Application, decision: Decision, reason: str, payee_account_id: str
-    ) -> None:
-        await self._store.write(
-            "decided",
-            applications.decide(
-                application.application_id,
-                decision,
-                reason,
-                payee_account_id,
-                self._site.stamps.now(),
-            ),
-        )
+
+def _both(first: Unit[None], second: Unit[T]) -> Unit[T]:
+    yield from first
+    return (yield from second)
 
 
 def transfer_of(application: Application) -> TransferRequest:

@@ -13,6 +13,7 @@ from runtime.store import Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
+from transfer_svc import refusals
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
 
 SCHEMA = """
@@ -48,7 +49,7 @@ LEDGER = Topic(
             keys=2,
             owner="center",
         ),
-        # The tables of `transfers`: they change with the same entries.
+        # The tables of `transfers` and `refusals`: they change with the same entries.
         CopiedTable(
             "transfer",
             columns(
@@ -65,6 +66,7 @@ LEDGER = Topic(
             keys=2,
             owner="center",
         ),
+        refusals.TABLE,
     ),
 )
 

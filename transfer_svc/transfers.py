@@ -15,6 +15,7 @@ from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_DEPOSIT,
     POSTING_KIND_REFUND,
     POSTING_KIND_TRANSFER,
+    BalanceSeen,
     CreditRefused,
     LogRecord,
     Posting,
@@ -33,7 +34,7 @@ from duohuo.v1.transfer_service_pb2 import (
 from runtime.store import Unit, query
 from sync_bus import log
 from sync_bus.log import Stamp
-from transfer_svc import ledger
+from transfer_svc import ledger, refusals
 from transfer_svc.rules import Order
 from transfer_svc.states import TransferEvent, next_transfer_state
 
@@ -105,14 +106,21 @@ def decide(
         return present
     from_outside = ledger.is_system(order.payer_account_id)
     reason = refused
+    seen: BalanceSeen | None = None
     if not reason and not from_outside:
         payer = yield from ledger.find(order.payer_account_id)
         reason = ledger.cannot_pay(payer, order.currency, order.minor_units)
+        seen = refusals.seen(order.payer_account_id, payer and payer[1:3])
     if not reason and payee_home == center:
         payee = yield from ledger.find(order.payee_account_id)
         reason = ledger.cannot_receive(payee, order.currency, order.minor_units)
+        seen = refusals.seen(order.payee_account_id, payee and payee[1:3])
     if reason:
         state = TRANSFER_STATE_FAILED
+        if seen is not None:
+            yield from refusals.record(
+                order.payer_account_id, order.transfer_id, seen, stamp.time_ms, center
+            )
     elif payee_home == center:
         state = TRANSFER_STATE_CREDITED
         kind = POSTING_KIND_DEPOSIT if from_outside else POSTING_KIND_TRANSFER
@@ -145,7 +153,7 @@ def decide(
     if state == TRANSFER_STATE_FAILED or (
         order.application_id and state == TRANSFER_STATE_CREDITED
     ):
-        yield from _tell(row, stamp)
+        yield from _tell(row, stamp, seen if reason else None)
     return row
 
 
@@ -157,11 +165,16 @@ def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]
     if not fresh:
         return
     if reason:
+        seen = refusals.seen(debit.payee_account_id, payee and payee[1:3])
+        yield from refusals.record(
+            debit.payer_account_id, debit.transfer_id, seen, stamp.time_ms, center
+        )
         refused = CreditRefused(
             transfer_id=debit.transfer_id,
             payer_account_id=debit.payer_account_id,
             reason=reason,
             payer_home=source,
+            seen=seen,
         )
         yield from log.append(ledger.LEDGER, stamp, LogRecord(credit_refused=refused))
         return
@@ -232,10 +245,12 @@ def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
         yield from _insert(row)
 
 
-def copy_refused(center: str, refused: CreditRefused) -> Unit[None]:
+def copy_refused(center: str, refused: CreditRefused, time_ms: int) -> Unit[None]:
     """Copies that another center would not credit."""
     payer, transfer_id = refused.payer_account_id, refused.transfer_id
     yield from _receive(payer, transfer_id, refused.payer_home, refused.reason, center)
+    if refused.HasField("seen"):
+        yield from refusals.record(payer, transfer_id, refused.seen, time_ms, center)
 
 
 def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
@@ -257,6 +272,10 @@ def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
     )
     yield from _insert(row)
     yield from _update(row)
+    if settled.HasField("seen"):
+        yield from refusals.record(
+            row.payer_account_id, row.transfer_id, settled.seen, row.create_ms, center
+        )
 
 
 def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
@@ -356,7 +375,7 @@ def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
     )
 
 
-def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
+def _tell(row: TransferRow, stamp: Stamp, seen: BalanceSeen | None = None) -> Unit[None]:
     """Tells the other centers, where an application may be waiting, how a transfer ended."""
     settled = TransferSettled(
         transfer_id=row.transfer_id,
@@ -371,5 +390,6 @@ def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
         memo=row.memo,
         application_id=row.application_id,
         create_time_ms=row.create_ms,
+        seen=seen,
     )
     yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))
