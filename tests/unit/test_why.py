@@ -11,6 +11,7 @@ from duohuo.v1.operator_service_pb2 import (
     FieldVersion,
     FindSpansRequest,
     FindSpansResponse,
+    FindTransfersResponse,
     ListVersionsRequest,
     ListVersionsResponse,
     SpanRecord,
@@ -51,8 +52,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[SpanRecord] | N
 
     async def ask(
         _state: Path, center: str, path: str, request: Message, _response: type[Message]
-    ) -> FindSpansResponse:
-        assert path == "FindSpans"
+    ) -> Message:
+        if path == "FindTransfers":
+            if spans[center] is None:
+                raise unreachable(center, ran=False)
+            return FindTransfersResponse()
         assert isinstance(request, FindSpansRequest)
         found = spans[center]
         if found is None:
