@@ -12,6 +12,7 @@ from ops import (
     center_commands,
     money_commands,
     parked_commands,
+    statement_commands,
 )
 from ops.output import Options
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
+statement_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
 bench_commands.add_to(app)
