@@ -160,11 +160,11 @@ def _asked(known: Known) -> Iterator[Sentence]:
             f"An operator asked to put in {what}.",
         )
     elif not calls:
+        # The call itself was a little earlier; when exactly, only spans tell.
         yield Sentence(
             milliseconds(decision.decide_time),
-            decision.center,
-            f"{_payer(facts)} asked to pay {what} at once;"
-            " which center took the call is no longer kept.",
+            decision.asked_center,
+            f"{_payer(facts)} asked center {decision.asked_center} to pay {what} at once.",
         )
 
 

@@ -148,6 +148,7 @@ def _decision(row: TransferRow) -> DecisionFact:
         payee_home=row.payee_home,
         amount=Money(currency_code=row.currency, minor_units=row.minor_units),
         application_id=row.application_id,
+        asked_center=row.asked_center,
     )
 
 

@@ -55,6 +55,7 @@ LEDGER = Topic(
             columns(
                 "payer_account_id transfer_id body_hash payee_account_id payee_home currency"
                 " minor_units memo state reason application_id create_ms center"
+                " asked_center"
             ),
             keys=2,
             owner="center",

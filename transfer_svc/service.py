@@ -91,7 +91,7 @@ class TransferService:
         rules.check_transfer(request)
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
         self._site.require_home(self._site.slot_of(request.payer_account_id))
-        row = await self._decide(request, "", "")
+        row = await self._decide(request, "", "", incoming.gateway)
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.state == TRANSFER_STATE_DEBITED:
@@ -296,7 +296,7 @@ class TransferService:
         return as_of_ms
 
     async def _decide(
-        self, request: TransferRequest, refused: str, application: str
+        self, request: TransferRequest, refused: str, application: str, asked_center: str = ""
     ) -> TransferRow:
         """The decision on a transfer, made now or earlier, at this home of its payer."""
         present = await self._store.read(
@@ -312,7 +312,7 @@ class TransferService:
             "decide transfer",
             transfers.decide(
                 self._site.here,
-                _order(request, payee, application),
+                _order(request, payee, application, asked_center),
                 payee_home,
                 refused,
                 self._site.stamps.now(),
@@ -373,7 +373,7 @@ class TransferService:
         return answer.result
 
 
-def _order(request: TransferRequest, payee: str, application: str) -> Order:
+def _order(request: TransferRequest, payee: str, application: str, asked_center: str = "") -> Order:
     return Order(
         request.transfer_id,
         request.payer_account_id,
@@ -383,6 +383,7 @@ def _order(request: TransferRequest, payee: str, application: str) -> Order:
         request.memo,
         rules.body_hash(request),
         application,
+        asked_center,
     )
 
 

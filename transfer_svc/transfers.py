@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS transfer (
   payee_account_id TEXT NOT NULL, payee_home TEXT NOT NULL, currency TEXT NOT NULL,
   minor_units INTEGER NOT NULL CHECK (minor_units > 0), memo TEXT NOT NULL, state INTEGER NOT NULL,
   reason TEXT NOT NULL, application_id TEXT NOT NULL, create_ms INTEGER NOT NULL,
-  center TEXT NOT NULL,
+  center TEXT NOT NULL, asked_center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS transfer_in_transit ON transfer (create_ms) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS received (
@@ -68,6 +68,7 @@ class TransferRow(NamedTuple):
     application_id: str
     create_ms: int
     center: str
+    asked_center: str
 
     def result(self) -> TransferResult:
         return TransferResult(
@@ -147,6 +148,7 @@ def decide(
         order.application_id,
         stamp.time_ms,
         center,
+        order.asked_center,
     )
     yield from _insert(row)
     # What moved money has told so by its posting; an application may wait for more than that.
@@ -241,6 +243,7 @@ def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
             posting.application_id,
             time_ms,
             center,
+            posting.asked_center,
         )
         yield from _insert(row)
 
@@ -269,6 +272,7 @@ def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
         settled.application_id,
         settled.create_time_ms,
         center,
+        settled.asked_center,
     )
     yield from _insert(row)
     yield from _update(row)
@@ -331,7 +335,7 @@ def unsettled(source: str, center: str, limit: int) -> Unit[list[tuple[str, str,
 def _insert(row: TransferRow) -> Unit[None]:
     """Stores a transfer; a copy that is here already, perhaps in a later state, stays."""
     yield from query(
-        "INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         *row,
     )
 
@@ -372,6 +376,7 @@ def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
         memo=order.memo,
         body_hash=order.body_hash,
         application_id=order.application_id,
+        asked_center=order.asked_center,
     )
 
 
@@ -391,5 +396,6 @@ def _tell(row: TransferRow, stamp: Stamp, seen: BalanceSeen | None = None) -> Un
         application_id=row.application_id,
         create_time_ms=row.create_ms,
         seen=seen,
+        asked_center=row.asked_center,
     )
     yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))

@@ -5,6 +5,7 @@ The facts are those of real ledgers and queues; names stand for ids, and times a
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -15,13 +16,17 @@ from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_CREDITED,
     TRANSFER_STATE_DEBITED,
     Application,
+    TransferRequest,
 )
 from ops import story
 from ops.story import Known
 from runtime.clock import iso, timestamp
+from runtime.dispatcher import Incoming
 from tests.fakes import NOON_MS, FakeClock, account
 from tests.unit.bank import Bank, Center, bank
 from transfer_svc import applications, attempts, histories
+from transfer_svc.payees import Payees
+from transfer_svc.service import TransferService
 from transfer_svc.states import Decision
 
 ALICE, ALAN, BOB = account(0), account(2), account(1)
@@ -72,14 +77,11 @@ async def told(
 
 async def test_at_one_home(two: Bank) -> None:
     later(two)
-    await two.pay(ALICE, ALAN, 250, ID)
+    await two.pay(ALICE, ALAN, 250, ID, asked="b")
     await two.settle()
     expected = [
         "transfer transfer-1 of ALICE",
-        (
-            "1 s  a   ALICE asked to pay 250 CNY to ALAN at once; which center took the call is no"
-            " longer kept."
-        ),
+        "1 s  b   ALICE asked center b to pay 250 CNY to ALAN at once.",
         (
             "1 s  a   Center a, the payer's home, decided to pay. It saw a balance of 1000 CNY;"
             " 750 CNY were left."
@@ -96,13 +98,10 @@ async def test_at_one_home(two: Bank) -> None:
 
 
 async def test_between_homes_as_far_as_it_has_come(two: Bank) -> None:
-    await two.pay(ALICE, BOB, 250, ID)
+    await two.pay(ALICE, BOB, 250, ID, asked="b")
     decided = [
         "transfer transfer-1 of ALICE",
-        (
-            "0 s  a   ALICE asked to pay 250 CNY to BOB at once; which center took the call is no"
-            " longer kept."
-        ),
+        "0 s  b   ALICE asked center b to pay 250 CNY to BOB at once.",
         (
             "0 s  a   Center a, the payer's home, decided to pay. It saw a balance of 1000 CNY;"
             " 750 CNY were left. 250 CNY went into transit to center b, the payee's home."
@@ -132,16 +131,13 @@ async def test_a_refusal_tells_the_balance_that_was_seen_not_the_one_of_now(
     two: Bank, asked: tuple[str, ...]
 ) -> None:
     later(two)
-    await two.pay(ALICE, BOB, 1001, ID)
+    await two.pay(ALICE, BOB, 1001, ID, asked="b")
     later(two)
     await two.deposit(ALICE, 5000, "deposit-2")
     await two.settle()
     assert await told(two, *asked) == [
         "transfer transfer-1 of ALICE",
-        (
-            "1 s  a   ALICE asked to pay 1001 CNY to BOB at once; which center took the call is no"
-            " longer kept."
-        ),
+        "1 s  b   ALICE asked center b to pay 1001 CNY to BOB at once.",
         (
             "1 s  a   Center a, the payer's home, refused: the balance did not suffice"
             " (INSUFFICIENT_FUNDS). It saw that ALICE had 1000 CNY."
@@ -173,7 +169,7 @@ async def test_a_refund_tells_why_the_other_center_refused(
     two: Bank, asked: tuple[str, ...]
 ) -> None:
     await two.deposit(BOB, 70, "deposit-2", "USD")
-    await two.pay(ALICE, BOB, 250, ID)
+    await two.pay(ALICE, BOB, 250, ID, asked="b")
     later(two)
     await two.deliver("a", "b")
     later(two)
@@ -328,7 +324,7 @@ async def test_spans_that_are_still_kept_say_where_it_was_asked_and_when_it_was_
     two: Bank,
 ) -> None:
     later(two)
-    await two.pay(ALICE, ALAN, 250, ID)
+    await two.pay(ALICE, ALAN, 250, ID, asked="b")
     spans = [
         call("b", 2000, 1000),
         call("b", 0, 2000, "DEADLINE_EXCEEDED"),
@@ -349,7 +345,7 @@ async def test_spans_that_are_still_kept_say_where_it_was_asked_and_when_it_was_
 
 async def test_one_id_of_two_payers_is_two_stories(two: Bank) -> None:
     await two.deposit(BOB, 1000, "deposit-2")
-    await two.pay(ALICE, ALAN, 10, ID)
+    await two.pay(ALICE, ALAN, 10, ID, asked="b")
     await two.pay(BOB, ALICE, 20, ID)
     await two.settle()
     found = await collected(two, ID)
@@ -361,7 +357,7 @@ async def test_one_id_of_two_payers_is_two_stories(two: Bank) -> None:
 
 
 async def test_the_home_is_believed_before_a_copy(two: Bank) -> None:
-    await two.pay(ALICE, BOB, 250, ID)
+    await two.pay(ALICE, BOB, 250, ID, asked="b")
     await two.deliver("a", "b")
     b = await collected(two, ID, "b")
     assert b[0].decision.state == TRANSFER_STATE_DEBITED
@@ -373,3 +369,17 @@ async def test_the_home_is_believed_before_a_copy(two: Bank) -> None:
 
 async def test_nothing_is_known_of_an_id_that_was_never_used(two: Bank) -> None:
     assert await collected(two, "transfer-2") == []
+
+
+async def test_the_gateway_that_took_a_call_is_kept_with_the_transfer(two: Bank) -> None:
+    a = two.centers["a"]
+    rpc = TransferService(a.site, a.store, Payees(a.site, a.store), lambda _source: 0)
+    request = TransferRequest(
+        transfer_id=ID,
+        payer_account_id=ALICE,
+        payee_account_id=ALAN,
+        amount=Money(currency_code="CNY", minor_units=250),
+    )
+    with patch.object(Payees, "resolve", AsyncMock(return_value=(ALAN, ""))):
+        await rpc.Transfer(request, Incoming(ALICE, 1.0, gateway="b"))
+    assert "0 s  b   ALICE asked center b to pay 250 CNY to ALAN at once." in await told(two)
