@@ -128,7 +128,8 @@ async def write_table(out: TextIO, found: AsyncIterator[Entry]) -> None:
     )
     async for entry in found:
         number, time, amount, balance, currency, counterparty, _, memo = _cells(entry)
-        memo = " ".join(str(memo).split())
+        # A memo must not move the cursor or begin a line of its own on its reader's terminal.
+        memo = "".join(one if one.isprintable() else " " for one in str(memo))
         cells = line.format(number, time, amount, balance, currency, counterparty, memo)
         print(cells.rstrip(), file=out)
 

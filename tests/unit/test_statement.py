@@ -18,7 +18,16 @@ from duohuo.v1.transfer_service_pb2 import Entry, ListEntriesRequest, ListEntrie
 from ops.client import Login
 from ops.main import app
 from ops.output import Failure
-from ops.statement import Period, defused, entries, period, whole_file, write_csv, write_json
+from ops.statement import (
+    Period,
+    defused,
+    entries,
+    period,
+    whole_file,
+    write_csv,
+    write_json,
+    write_table,
+)
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.errors import unreachable
@@ -225,6 +234,14 @@ async def test_a_memo_that_a_spreadsheet_would_run_gets_an_apostrophe(memo: str)
 @pytest.mark.parametrize("memo", ["", "rent", "a=b", "1-1", "'quoted'"])
 def test_other_memos_stay_as_they_are(memo: str) -> None:
     assert defused(memo) == memo
+
+
+async def test_a_memo_cannot_write_where_it_wants_on_a_terminal() -> None:
+    out = io.StringIO()
+    await write_table(out, stream(entry(1, "rent\x1b[2J\r\n 9 forged 租金")))
+    heading, line = out.getvalue().splitlines()
+    assert heading.split() == ["NO", "WHEN", "AMOUNT", "BALANCE", "CURRENCY", "WITH", "MEMO"]
+    assert line.endswith(f"{ALAN}  rent [2J   9 forged 租金")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
