@@ -1,8 +1,10 @@
 """Puts the account service together: the only place that wires it."""
 
+import asyncio
 from dataclasses import dataclass
 
 from account_svc import store
+from account_svc.memory import Memory
 from account_svc.passwords import Passwords
 from account_svc.service import AccountService
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
@@ -45,10 +47,24 @@ class _Inspection:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class AccountNode:
+    """Replication, and forgetting; `run` for as long as the service lives."""
+
+    node: ServiceNode
+    memory: Memory
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.node.run())
+            await self.node.wait_alive()
+            tasks.create_task(self.memory.run())
+
+
 def build(
     site: Site, database: Store, bus: Bus, passwords: Passwords, dispatcher: Dispatcher
-) -> ServiceNode:
-    """Serves the account role from `dispatcher`; the returned node's tasks replicate it."""
+) -> AccountNode:
+    """Serves the account role from `dispatcher`; the returned node's tasks keep it moving."""
     node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
     service = AccountService(
         site, database, passwords, lambda source: node.current_ms(source, store.ACCOUNTS)
@@ -57,4 +73,4 @@ def build(
     dispatcher.add(
         "duohuo.internal.v1.AccountPeerService", service, *node.servicers, refusal=node.refusal
     )
-    return node
+    return AccountNode(node, Memory(site, database))

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable
 
+from grpc import StatusCode
+
 from duohuo.v1.account_service_pb2 import Profile, RegisterRequest, UpdateProfileRequest
-from runtime.errors import invalid
+from runtime.errors import RpcError, invalid
 from runtime.identifiers import InvalidIdentifier, normalise
 from runtime.ids import is_client_made
 
+REQUESTS_KEPT_MS = 40 * 24 * 3600 * 1000
+"""How long a request id of a profile or password is remembered: 30 days are promised, and clocks lie."""
 PASSWORD_LENGTH_MIN, PASSWORD_LENGTH_MAX = 8, 128
 PROFILE_FIELD_LENGTH_MAX = {"display_name": 64, "language": 35, "time_zone": 64}
 
@@ -39,6 +43,14 @@ def check_register(request: RegisterRequest) -> str:
     check_password("password", request.password)
     _check_field("display_name", request.display_name)
     return check_identifier(request.identifier)
+
+
+def idempotency_conflict() -> RpcError:
+    return RpcError(
+        StatusCode.ALREADY_EXISTS,
+        "IDEMPOTENCY_CONFLICT",
+        "this id already names something else; the first one stands",
+    )
 
 
 def changed_fields(request: UpdateProfileRequest) -> dict[str, str]:

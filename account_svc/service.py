@@ -59,6 +59,7 @@ class AccountService:
         slot = slot_of(identifier)
         self._site.require_home(slot)
         present = await self._store.read(store.find_by_identifier(identifier))
+        fields = {"display_name": request.display_name}
         if present is None:
             password_hash = await self._passwords.hash(request.password)
             stamp = self._site.stamps.now()
@@ -69,14 +70,19 @@ class AccountService:
                 self._site.here,
                 stamp.time_ms,
             )
-            fields = {"display_name": request.display_name}
             present = await self._store.write(
                 "register", store.register(wanted, password_hash, fields, stamp)
             )
+            if present == wanted:
+                return await self._answer(present, incoming)
         if present.request_id != request.request_id:
             raise RpcError(
                 StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN", "this identifier has an account"
             )
+        profile = store.seen(present.account_id, store.profile_part(request.request_id))
+        if await self._store.read(profile) not in (None, store.body_of_fields(fields)):
+            raise rules.idempotency_conflict()
+        await self._require_same_password(present.account_id, request.request_id, request.password)
         return await self._answer(present, incoming)
 
     async def GetAccount(self, request: GetAccountRequest, incoming: Incoming) -> Account:
@@ -86,7 +92,7 @@ class AccountService:
         fields = rules.changed_fields(request)
         self._site.require_believable_clock()
         account = await self._known(request.account_id)
-        await self._store.write(
+        same = await self._store.write(
             "set profile",
             store.set_profile(
                 account.account_id,
@@ -96,6 +102,8 @@ class AccountService:
                 self._site.stamps.now(),
             ),
         )
+        if not same:
+            raise rules.idempotency_conflict()
         return await self._answer(account, incoming)
 
     async def ChangePassword(
@@ -105,7 +113,9 @@ class AccountService:
         rules.check_password("new_password", request.new_password)
         self._site.require_believable_clock()
         account = await self._known(request.account_id)
-        if await self._store.read(store.was_seen(account.account_id, request.request_id)):
+        if await self._require_same_password(
+            account.account_id, request.request_id, request.new_password
+        ):
             return ChangePasswordResponse()
         credential = await self._store.read(store.find_credential(account.account_id))
         proved = await self._passwords.verify(
@@ -189,6 +199,19 @@ class AccountService:
                 for one in found
             ],
         )
+
+    async def _require_same_password(self, account: str, request_id: str, password: str) -> bool:
+        """False if there was no such request. Raises IDEMPOTENCY_CONFLICT if it set another password;
+        that is known for as long as its password has not been replaced."""
+        body = await self._store.read(store.seen(account, request_id))
+        credential = await self._store.read(store.find_credential(account))
+        if (
+            credential is not None
+            and store.body_of_password(credential.version) == body
+            and not await self._passwords.verify(credential.password_hash, password)
+        ):
+            raise rules.idempotency_conflict()
+        return body is not None
 
     async def _find(self, user: str) -> AccountRow | None:
         """The account meant by an account id or an identifier. Raises RpcError if it is neither."""

@@ -2,9 +2,14 @@
 
 Every change goes with its log entry. Passwords and profile fields carry the version that wrote them;
 a write that loses to a newer version changes nothing but the history.
+
+Each write is noted with its request id and what it was asked to do, so that it is done once, wherever it is
+asked for again, and another write of the same id is a conflict. These notes alone are ever forgotten, after
+`rules.REQUESTS_KEPT_MS`; see docs/idempotency.md.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import (
@@ -12,6 +17,7 @@ from duohuo.internal.v1.log_pb2 import (
     CredentialChanged,
     LogRecord,
     ProfileChanged,
+    RequestsForgotten,
 )
 from runtime.store import Row, Unit, query
 from sync_bus import log
@@ -34,7 +40,8 @@ CREATE TABLE IF NOT EXISTS history (
   value TEXT NOT NULL, PRIMARY KEY (account_id, name, hlc, center)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS request (
   account_id TEXT NOT NULL, request_id TEXT NOT NULL, time_ms INTEGER NOT NULL, center TEXT NOT NULL,
-  PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
+  body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
 
 PASSWORD = "password"  # noqa: S105 - how the history calls that field
@@ -133,9 +140,25 @@ def register(
     yield from set_password(account.account_id, password_hash, request_id, account.source, stamp)
     # A request id counts once per account: the profile's part of the same registration gets its own.
     yield from set_profile(
-        account.account_id, fields, f"{request_id}:profile", account.source, stamp
+        account.account_id, fields, profile_part(request_id), account.source, stamp
     )
     return account
+
+
+def profile_part(request_id: str) -> str:
+    """The request id of a registration's profile."""
+    return f"{request_id}:profile"
+
+
+def body_of_fields(fields: Mapping[str, str]) -> bytes:
+    """What the request id of a profile is bound to."""
+    return sha256(repr(sorted(fields.items())).encode()).digest()
+
+
+def body_of_password(version: Version) -> bytes:
+    """What is noted of a password: which version it became. Nothing that is derived from it may be
+    stored but its hash in `credential`; while that version stands there, passwords can be compared."""
+    return repr(tuple(version)).encode()
 
 
 def set_password(
@@ -150,13 +173,15 @@ def set_password(
 
     False if the password that the caller proved to know (`replaces`) is no longer the present one.
     """
-    if (yield from was_seen(account_id, request_id)):
+    if (yield from seen(account_id, request_id)) is not None:
         return True
     present = yield from find_credential(account_id)
     if replaces is not None and (present is None or present.version != replaces):
         return False
-    yield from _note_request(account_id, request_id, stamp.time_ms, center)
-    yield from _merge_password(account_id, password_hash, Version(stamp.hlc, center))
+    version = Version(stamp.hlc, center)
+    body = body_of_password(version)
+    yield from _note_request(account_id, request_id, stamp.time_ms, center, body)
+    yield from _merge_password(account_id, password_hash, version)
     changed = CredentialChanged(
         account_id=account_id, password_hash=password_hash, request_id=request_id
     )
@@ -166,22 +191,49 @@ def set_password(
 
 def set_profile(
     account_id: str, fields: Mapping[str, str], request_id: str, center: str, stamp: Stamp
-) -> Unit[None]:
-    """Writes profile fields here, unless their request was seen before."""
-    if (yield from was_seen(account_id, request_id)):
-        return
-    yield from _note_request(account_id, request_id, stamp.time_ms, center)
+) -> Unit[bool]:
+    """Writes profile fields here, unless their request was seen before; False if it was one to write
+    something else."""
+    body = body_of_fields(fields)
+    before = yield from seen(account_id, request_id)
+    if before is not None:
+        return before == body
+    yield from _note_request(account_id, request_id, stamp.time_ms, center, body)
     yield from _merge_fields(account_id, fields, Version(stamp.hlc, center))
     changed = ProfileChanged(account_id=account_id, fields=fields, request_id=request_id)
     yield from log.append(CHANGES, stamp, LogRecord(profile_changed=changed))
+    return True
 
 
-def was_seen(account_id: str, request_id: str) -> Unit[bool]:
-    """Was this request carried out, here or at a center whose log has arrived?"""
+def seen(account_id: str, request_id: str) -> Unit[bytes | None]:
+    """What this request did, if it was carried out, here or at a center whose log has arrived."""
     rows = yield from query(
-        "SELECT 1 FROM request WHERE account_id = ? AND request_id = ?", account_id, request_id
+        "SELECT body FROM request WHERE account_id = ? AND request_id = ?", account_id, request_id
     )
-    return bool(rows)
+    return rows[0][0] if rows else None
+
+
+def forget_requests(center: str, before_ms: int, limit: int, stamp: Stamp) -> Unit[int]:
+    """Forgets about so many of this center's oldest requests that are older than a moment, here and,
+    by an entry, everywhere; returns how many."""
+    rows = yield from query(
+        "SELECT time_ms FROM request WHERE center = ? AND time_ms < ? ORDER BY time_ms LIMIT ?",
+        center,
+        before_ms,
+        limit,
+    )
+    if not rows:
+        return 0
+    forgotten = RequestsForgotten(before_ms=rows[-1][0] + 1)
+    yield from _forget(center, forgotten)
+    yield from log.append(CHANGES, stamp, LogRecord(requests_forgotten=forgotten))
+    return len(rows)
+
+
+def _forget(center: str, forgotten: RequestsForgotten) -> Unit[None]:
+    yield from query(
+        "DELETE FROM request WHERE center = ? AND time_ms < ?", center, forgotten.before_ms
+    )
 
 
 def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
@@ -200,14 +252,20 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
             )
         case "credential_changed":
             password = record.credential_changed
+            body = body_of_password(version)
             yield from _note_request(
-                password.account_id, password.request_id, record.time_ms, source
+                password.account_id, password.request_id, record.time_ms, source, body
             )
             yield from _merge_password(password.account_id, password.password_hash, version)
         case "profile_changed":
             profile = record.profile_changed
-            yield from _note_request(profile.account_id, profile.request_id, record.time_ms, source)
+            body = body_of_fields(profile.fields)
+            yield from _note_request(
+                profile.account_id, profile.request_id, record.time_ms, source, body
+            )
             yield from _merge_fields(profile.account_id, profile.fields, version)
+        case "requests_forgotten":
+            yield from _forget(source, record.requests_forgotten)
         case other:
             raise ValueError(f"not a record of this service: {other}")
 
@@ -225,16 +283,19 @@ def all_accounts() -> Unit[list[AccountRow]]:
     return [AccountRow(*row) for row in rows]
 
 
-def _note_request(account_id: str, request_id: str, time_ms: int, center: str) -> Unit[None]:
+def _note_request(
+    account_id: str, request_id: str, time_ms: int, center: str, body: bytes
+) -> Unit[None]:
     """Notes that a request was carried out. Of two centers that did, the last one stands for both."""
     yield from query(
-        "INSERT INTO request VALUES (?, ?, ?, ?) ON CONFLICT (account_id, request_id) DO UPDATE"
-        " SET time_ms = excluded.time_ms, center = excluded.center"
+        "INSERT INTO request VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id, request_id) DO UPDATE"
+        " SET time_ms = excluded.time_ms, center = excluded.center, body = excluded.body"
         " WHERE (excluded.time_ms, excluded.center) > (time_ms, center)",
         account_id,
         request_id,
         time_ms,
         center,
+        body,
     )
 
 
@@ -335,11 +396,11 @@ CHANGES = Topic(
         ),
         CopiedTable(
             "request",
-            ("account_id", "request_id", "time_ms", "center"),
+            ("account_id", "request_id", "time_ms", "center", "body"),
             keys=2,
             owner="center",
             merged=True,
-            version=lambda row: row[2:],
+            version=lambda row: row[2:4],
         ),
     ),
 )

@@ -11,16 +11,25 @@ from grpc import StatusCode
 from duohuo.internal.v1.peer_services_pb2 import (
     BookDepositRequest,
     BookDepositResponse,
+    ChangeControlRequest,
     CollectFactsRequest,
     CollectFactsResponse,
+    GetControlRequest,
     InspectRequest,
     InspectResponse,
+    LimitsChange,
     LookupAccountRequest,
     LookupAccountResponse,
 )
 from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_CLOSED,
+    ACCOUNT_STATUS_FROZEN,
+    ACCOUNT_STATUS_OPEN,
+    AccountControl,
+    AccountControlChange,
     CenterFacts,
     CenterStatus,
+    CloseAccountRequest,
     DepositRequest,
     DepositResponse,
     DropParkedRequest,
@@ -29,6 +38,8 @@ from duohuo.v1.operator_service_pb2 import (
     FindSpansResponse,
     FindTransfersRequest,
     FindTransfersResponse,
+    FreezeAccountRequest,
+    GetAccountControlRequest,
     GetFactsRequest,
     GetStatusRequest,
     ListAuditRequest,
@@ -41,7 +52,9 @@ from duohuo.v1.operator_service_pb2 import (
     PeerStatus,
     RetryParkedRequest,
     RetryParkedResponse,
+    SetLimitsRequest,
     SpanRecord,
+    UnfreezeAccountRequest,
 )
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
@@ -77,33 +90,82 @@ class OperatorServicer:
         self._spans = spans
 
     async def Deposit(self, request: DepositRequest, incoming: Incoming) -> DepositResponse:
-        place = place_of(request.user)
-        if place is None or place.slot is None or place.origin is not None:
-            raise invalid("user", "must be an account id or an identifier")
-        # The account's home alone moves its money, and knows for certain whether it exists.
-        home = self._mesh.at(self._placement.home(place.slot))
-        found = await ask(
-            home,
-            peer_method("account", "LookupAccount"),
-            LookupAccountRequest(user=request.user),
-            LookupAccountResponse,
-            ROLE_TIMEOUT_S,
-        )
-        if not found.account_id:
-            raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
+        home, account = await self._find(request.user)
         booked = await ask(
             home,
             peer_method("transfer", "BookDeposit"),
             BookDepositRequest(
                 deposit_id=request.deposit_id,
-                account_id=found.account_id,
+                account_id=account,
                 amount=request.amount,
             ),
             BookDepositResponse,
             ROLE_TIMEOUT_S,
             {OPERATOR: incoming.operator},
         )
-        return DepositResponse(account_id=found.account_id, balance=booked.balance)
+        return DepositResponse(account_id=account, balance=booked.balance)
+
+    async def FreezeAccount(
+        self, request: FreezeAccountRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        change = ChangeControlRequest(status=ACCOUNT_STATUS_FROZEN)
+        return await self._change(request.user, change, incoming)
+
+    async def UnfreezeAccount(
+        self, request: UnfreezeAccountRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        change = ChangeControlRequest(status=ACCOUNT_STATUS_OPEN)
+        return await self._change(request.user, change, incoming)
+
+    async def CloseAccount(
+        self, request: CloseAccountRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        change = ChangeControlRequest(status=ACCOUNT_STATUS_CLOSED)
+        return await self._change(request.user, change, incoming)
+
+    async def SetLimits(
+        self, request: SetLimitsRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        limits = LimitsChange()
+        if request.HasField("per_transfer_minor_units_max"):
+            limits.per_transfer_minor_units_max = request.per_transfer_minor_units_max
+        if request.HasField("per_day_minor_units_max"):
+            limits.per_day_minor_units_max = request.per_day_minor_units_max
+        return await self._change(request.user, ChangeControlRequest(limits=limits), incoming)
+
+    async def GetAccountControl(
+        self, request: GetAccountControlRequest, _incoming: Incoming
+    ) -> AccountControl:
+        home, account = await self._find(request.user)
+        asked = GetControlRequest(account_id=account)
+        method = peer_method("transfer", "GetControl")
+        return await ask(home, method, asked, AccountControl, ROLE_TIMEOUT_S)
+
+    async def _change(
+        self, user: str, change: ChangeControlRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        home, change.account_id = await self._find(user)
+        method = peer_method("transfer", "ChangeControl")
+        who = {OPERATOR: incoming.operator}
+        return await ask(home, method, change, AccountControlChange, ROLE_TIMEOUT_S, who)
+
+    async def _find(self, user: str) -> tuple[Endpoint, str]:
+        """A user's home and account id. Home alone moves and controls its money, and knows for certain
+        whether the account exists. Raises RpcError."""
+        place = place_of(user)
+        if place is None or place.slot is None or place.origin is not None:
+            raise invalid("user", "must be an account id or an identifier")
+        home = self._mesh.at(self._placement.home(place.slot))
+        found = await ask(
+            home,
+            peer_method("account", "LookupAccount"),
+            LookupAccountRequest(user=user),
+            LookupAccountResponse,
+            ROLE_TIMEOUT_S,
+        )
+        if not found.account_id:
+            raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
+        return home, found.account_id
 
     async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
         here = self._mesh.here

@@ -186,3 +186,16 @@ async def ask_operator(
         return response_type.FromString((await endpoint.unary(call)).payload)
     finally:
         await endpoint.close()
+
+
+async def ask_some_operator(state: Path, path: str, request: Message, response_type: type[M]) -> M:
+    """Calls an operator RPC that any center can serve, at the first that answers. Raises RpcError."""
+    failed: RpcError | None = None
+    for center in mesh_file.read(state).centers:
+        try:
+            return await ask_operator(state, center, path, request, response_type)
+        except RpcError as error:
+            if error.reason != "CENTER_UNREACHABLE":
+                raise
+            failed = error
+    raise failed or Failure("the mesh has no center")

@@ -215,11 +215,11 @@ class _CenterLoss:
                 self._transfer(self.at_other, payer, payee, 10), "HOME_CENTER_UNAVAILABLE"
             )
             _expect("ApplyTransfer" in error.advice, error.advice)
-        async with step("applications are accepted, stay queued, and count their attempts"):
+        async with step("applications are accepted, stay queued, and say why"):
             covered = await self._apply(payer, payee, 400)
             uncovered = await self._apply(payer, payee, 5000)
             for application in (covered, uncovered):
-                await self._wait(partial(self._was_tried, payer, application), 10)
+                await self._wait(partial(self._says_why, payer, application), 10)
         async with step("the outage is announced"):
             listed = await self.at_other.call(
                 "AnnouncementService/ListAnnouncements",
@@ -284,10 +284,10 @@ class _CenterLoss:
         account = await self._account(self.at_lost, user, user.login)
         return account.profile.display_name == "Edited during the outage"
 
-    async def _was_tried(self, user: User, application: Application) -> bool:
+    async def _says_why(self, user: User, application: Application) -> bool:
         found = await self._application(user, application)
         _expect(found.state == APPLICATION_STATE_QUEUED, str(found))
-        return found.attempts > 0
+        return found.last_attempt_error == "CENTER_UNREACHABLE"
 
     async def _decided(self, user: User, application: Application) -> Application:
         async with asyncio.timeout(DECIDED_WITHIN_S):

@@ -10,6 +10,8 @@ from ops import (
     audit_commands,
     bench_commands,
     center_commands,
+    control_commands,
+    hold_commands,
     money_commands,
     parked_commands,
     statement_commands,
@@ -26,6 +28,8 @@ center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
 statement_commands.add_to(app)
+hold_commands.add_to(app)
+control_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
 bench_commands.add_to(app)

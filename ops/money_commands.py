@@ -9,7 +9,11 @@ from ops.arguments import Amount, Center, Currency, Payee, Payer, TransferId, Us
 from ops.output import Format, Output, command, say, table
 
 if TYPE_CHECKING:
-    from duohuo.v1.transfer_service_pb2 import ApplyTransferRequest, TransferRequest
+    from duohuo.v1.transfer_service_pb2 import (
+        ApplyTransferRequest,
+        ReserveFundsRequest,
+        TransferRequest,
+    )
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,6 +40,8 @@ async def balance(
             login,
         )
         text = f"{found.balance.minor_units} {found.balance.currency_code}"
+        if found.available != found.balance:
+            text += f", {found.available.minor_units} of it available"
         if found.stale:
             text += f"  (a copy, as of {found.as_of.ToJsonString()}; the home center is away)"
         say(output, text, {**plain(found), "served_by": client.served_by})
@@ -107,11 +113,11 @@ async def transfer(
             amount=Money(currency_code=currency, minor_units=amount),
             memo=memo,
         )
-        _set_payee(request, payee)
+        set_payee(request, payee)
         try:
             result = await client.call("TransferService/Transfer", request, TransferResult, login)
         except Exception as error:
-            _add_id(error, request.transfer_id)
+            add_id(error, request.transfer_id)
             raise
         state = TransferState.Name(result.state).removeprefix("TRANSFER_STATE_")
         text = {
@@ -149,11 +155,11 @@ async def apply(
             amount=Money(currency_code=currency, minor_units=amount),
             memo=memo,
         )
-        _set_payee(request, payee)
+        set_payee(request, payee)
         try:
             found = await client.call("TransferService/ApplyTransfer", request, Application, login)
         except Exception as error:
-            _add_id(error, request.transfer_id)
+            add_id(error, request.transfer_id)
             raise
         say(
             output,
@@ -223,7 +229,11 @@ async def cancel(
     output: Output = Format.TEXT,
 ) -> None:
     """Withdraw a queued transfer. Example: duohuo cancel q-a-3fa-0192f0c1..."""
-    from duohuo.v1.transfer_service_pb2 import Application, CancelApplicationRequest
+    from duohuo.v1.transfer_service_pb2 import (
+        APPLICATION_STATE_CANCELLED,
+        Application,
+        CancelApplicationRequest,
+    )
     from ops.client import connected
     from ops.plain import plain
 
@@ -235,7 +245,15 @@ async def cancel(
             Application,
             login,
         )
-        say(output, "Cancelled; no money moved and none will.", plain(found))
+        if found.state == APPLICATION_STATE_CANCELLED:
+            text = "Cancelled; no money moved and none will."
+        else:
+            text = (
+                "Not known yet: the payer's home center does not answer, and may have decided before.\n"
+                "It is asked until it says: cancelled, or what it had decided. Follow it:"
+                " duohuo applications --watch"
+            )
+        say(output, text, plain(found))
 
 
 @command
@@ -252,10 +270,8 @@ async def fund(
     """Put money into an account, as an operator. Example: duohuo fund alice@example.com 10000"""
     from duohuo.v1.money_pb2 import Money
     from duohuo.v1.operator_service_pb2 import DepositRequest, DepositResponse
-    from ops import mesh_file
-    from ops.client import ask_operator
+    from ops.client import ask_some_operator
     from ops.plain import plain
-    from runtime.errors import RpcError
     from runtime.ids import RandomIds
 
     state = state_of(context)
@@ -264,23 +280,18 @@ async def fund(
         user=user,
         amount=Money(currency_code=currency, minor_units=amount),
     )
-    for center in mesh_file.read(state).centers:
-        try:
-            done = await ask_operator(state, center, "Deposit", request, DepositResponse)
-        except RpcError as error:
-            if error.reason != "CENTER_UNREACHABLE":
-                _add_id(error, request.deposit_id)
-                raise
-            failed = error
-        else:
-            text = f"Balance: {done.balance.minor_units} {done.balance.currency_code}"
-            say(output, text, plain(done))
-            return
-    _add_id(failed, request.deposit_id)
-    raise failed
+    try:
+        done = await ask_some_operator(state, "Deposit", request, DepositResponse)
+    except Exception as error:
+        add_id(error, request.deposit_id)
+        raise
+    say(output, f"Balance: {done.balance.minor_units} {done.balance.currency_code}", plain(done))
 
 
-def _set_payee(request: "TransferRequest | ApplyTransferRequest", payee: str) -> None:
+def set_payee(
+    request: "TransferRequest | ApplyTransferRequest | ReserveFundsRequest", payee: str
+) -> None:
+    """Names the payee as the user did: by account id or by identifier."""
     from runtime.ids import account_slot
 
     if account_slot(payee) is not None:
@@ -289,7 +300,7 @@ def _set_payee(request: "TransferRequest | ApplyTransferRequest", payee: str) ->
         request.payee_identifier = payee
 
 
-def _add_id(error: Exception, wanted: str) -> None:
+def add_id(error: Exception, wanted: str) -> None:
     """Whoever does not know whether it ran needs the id to ask again."""
     from runtime.errors import RpcError
 

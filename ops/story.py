@@ -17,8 +17,6 @@ from duohuo.v1.operator_service_pb2 import (
     TransferFacts,
 )
 from duohuo.v1.transfer_service_pb2 import (
-    APPLICATION_STATE_DELIVERED,
-    APPLICATION_STATE_QUEUED,
     TRANSFER_STATE_DEBITED,
     TRANSFER_STATE_FAILED,
     ApplicationState,
@@ -35,6 +33,13 @@ _WORDS = {
     "CANCELLED": "the payer had withdrawn it",
     "EXPIRED": "its time had run out",
     "IDEMPOTENCY_CONFLICT": "its id already names another transfer",
+    "BOOKS_LIMIT": "a system account would have been too large",
+    "ACCOUNT_FROZEN": "the payer's account was frozen",
+    "ACCOUNT_CLOSED": "the payer's account was closed",
+    "PAYEE_FROZEN": "the payee's account was frozen",
+    "PAYEE_CLOSED": "the payee's account was closed",
+    "LIMIT_PER_TRANSFER": "it was more than the payer may pay at once",
+    "LIMIT_PER_DAY": "it was more than the payer may still pay that day",
     "CENTER_UNREACHABLE": "it could not be reached",
     "DEADLINE_EXCEEDED": "it did not answer in time",
     "CENTER_RECOVERING": "it was getting its data back from the others",
@@ -75,7 +80,7 @@ def _merged(told: Sequence[tuple[str, TransferFacts]]) -> TransferFacts:
     first = told[0][1]
     whole = TransferFacts(transfer_id=first.transfer_id, payer_account_id=first.payer_account_id)
     entries: dict[tuple[str, int], EntryFact] = {}
-    applications: dict[str, tuple[bool, int, ApplicationFact]] = {}
+    applications: dict[str, tuple[bool, bool, int, ApplicationFact]] = {}
     decision: tuple[bool, int] | None = None
     for center, facts in told:
         if facts.HasField("decision"):
@@ -85,9 +90,11 @@ def _merged(told: Sequence[tuple[str, TransferFacts]]) -> TransferFacts:
                 decision = weight
                 whole.decision.CopyFrom(facts.decision)
         for application in facts.applications:
-            one = (center == application.origin_center, application.state, application)
+            ended = application.HasField("decide_time")
+            own = center == application.origin_center
+            one = (own, ended, application.state, application)
             known = applications.setdefault(application.application_id, one)
-            if one[:2] > known[:2]:
+            if one[:3] > known[:3]:
                 applications[application.application_id] = one
         entries |= {(entry.account_id, entry.number): entry for entry in facts.entries}
         if facts.HasField("receipt"):
@@ -97,7 +104,7 @@ def _merged(told: Sequence[tuple[str, TransferFacts]]) -> TransferFacts:
     whole.entries.extend(entry for _, entry in sorted(entries.items()))
     whole.applications.extend(
         sorted(
-            (application for _, _, application in applications.values()),
+            (application for *_, application in applications.values()),
             key=lambda one: (milliseconds(one.create_time), one.application_id),
         )
     )
@@ -247,7 +254,7 @@ def _answered_by_payees_home(known: Known) -> Iterator[Sentence]:
 
 def _told(known: Known) -> Iterator[Sentence]:
     for one in known.facts.applications:
-        if one.state in (APPLICATION_STATE_QUEUED, APPLICATION_STATE_DELIVERED):
+        if not one.HasField("decide_time"):
             continue
         state = ApplicationState.Name(one.state).removeprefix("APPLICATION_STATE_")
         because = f", because {_reason(one.reason)}" if one.reason else ""
@@ -311,7 +318,8 @@ def _balance_seen(facts: TransferFacts, reason: str) -> str:
     if not facts.HasField("refusal"):
         return " Which balance it saw is not on record."
     seen = facts.refusal
-    return f" It saw that {seen.account_id} had {_money(seen.balance)}."
+    held = f", of which {_money(seen.held)} were held" if seen.held.minor_units else ""
+    return f" It saw that {seen.account_id} had {_money(seen.balance)}{held}."
 
 
 def _money(money: Money) -> str:

@@ -122,7 +122,7 @@ def _compare_sums(
     for name, one in facts.items():
         for sums in one.ledger_sums:
             transit[sums.currency_code] += sums.transit
-            total = sums.users + sums.transit + sums.external
+            total = sums.users + sums.transit + sums.external + sums.compensation
             if total:
                 violations.append(
                     f"CONSERVE: the books of center {name} are off by {total} {sums.currency_code}"

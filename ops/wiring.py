@@ -62,7 +62,7 @@ async def build(
         store, bus = await _open(account_svc.app, site, outside)
         accounts = account_svc.app.build(site, store, bus, outside.passwords, dispatcher)
         duties.append(accounts.run)
-        wait_alive.append(accounts.wait_alive)
+        wait_alive.append(accounts.node.wait_alive)
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
         sessions = session_svc.app.build(site, store, bus, dispatcher)

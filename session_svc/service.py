@@ -115,6 +115,8 @@ class SessionService:
         self, request: RevokeSessionsRequest, _incoming: Incoming
     ) -> RevokeSessionsResponse:
         self._site.slot_of(request.account_id)
+        # A revocation stamped too early would end nothing elsewhere, and yet be acknowledged.
+        self._site.require_believable_clock()
         revoked = await self._sessions.revoke_all(request.account_id, self._site.stamps.now())
         return RevokeSessionsResponse(revoked=revoked)
 

@@ -2,8 +2,9 @@
 
 A row belongs to one center, its owner, and other centers repeat what the owner wrote. Rows of a merged
 table are written by many centers, and the greatest version of a key wins; its owner is who wrote it.
-Rows are never deleted, and change only towards a greater version. So a copy can be brought up to date
-from any other, in any order, and a row of the same version with another content is a fault.
+Rows change only towards a greater version, and are deleted only by an entry of their owner's. So a copy can
+be brought up to date from any other, in any order, and a row of the same version with another content is a
+fault.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,8 +98,12 @@ def digest_all(table: CopiedTable, source: str) -> Unit[str]:
     return digest((yield from rows_in(table, source, Range())))
 
 
-def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -> Unit[None]:
-    """Makes a range of a copy what a snapshot has of it; in a merged table, what is newer stays."""
+def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -> Unit[list[Row]]:
+    """Makes a range of a copy what a snapshot has of it; in a merged table, what is newer stays.
+
+    Returns the rows that something else stands in the way of, such as a copy that was changed by hand
+    to have a value that is unique. Anti-entropy comes back to them.
+    """
     given = {table.key(row): row for row in rows}
     for present in (yield from rows_in(table, source, keys)):
         key = table.key(present)
@@ -111,8 +116,16 @@ def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -
             yield from _delete(table, present)
         elif row is not None and table.put is None:
             del given[key]
+    refused = []
     for row in given.values():
-        yield from _put(table, row)
+        yield from query("SAVEPOINT installed")
+        try:
+            yield from _put(table, row)
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, the others go on
+            yield from query("ROLLBACK TO installed")
+            refused.append(row)
+        yield from query("RELEASE installed")
+    return refused
 
 
 def repair(

@@ -187,14 +187,15 @@ class Recovery:
         positions = {}
         for topic in self._topics:
             applied = {peer: one.cursors.get(topic.name, 0) for peer, one in answers.items()}
-            if not any(applied.values()):
-                continue
-            most = max(applied.values())
+            most = max(applied.values(), default=0)
             # Of those that have most, any that has all of it; else it is asked until it has.
             holder = min(
                 (peer for peer, seq in applied.items() if seq == most),
                 key=lambda peer: topic.name in answers[peer].incomplete,
+                default="",
             )
+            if most == 0 and (not holder or topic.name not in answers[holder].incomplete):
+                continue
             self.doing = f"gets its {topic.name} back from center {holder}"
             positions[topic.name] = await self._snapshots.restore(holder, topic.name)
         return positions

@@ -213,7 +213,14 @@ class Snapshots:
                         keys = Range(reached[table.name], table.key(rows[-1]))
                         reached[table.name] = keys.last
                         unit = copies.install(table, source, keys, rows)
-                        await self._store.write("install", unit)
+                        for refused in await self._store.write("install", unit):
+                            _logger.error(
+                                "row of a snapshot does not fit",
+                                role=self._role,
+                                source=source,
+                                table=table.name,
+                                key=[str(value) for value in table.key(refused)],
+                            )
                     case "end":
                         for name, after in reached.items():
                             unit = copies.install(tables[name], source, Range(after), [])

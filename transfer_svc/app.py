@@ -9,31 +9,46 @@ from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, attempts, dispatch, histories, ledger, refusals, transfers
+from transfer_svc import (
+    applications,
+    attempts,
+    controls,
+    dispatch,
+    histories,
+    holds,
+    ledger,
+    refusals,
+    transfers,
+)
 from transfer_svc.audit import Audit
+from transfer_svc.control_service import ControlService
+from transfer_svc.hold_service import HoldExpiry, HoldService
 from transfer_svc.inbound import Inbound
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
 SCHEMA = "".join(
-    part.SCHEMA for part in (ledger, transfers, refusals, applications, attempts, histories)
+    part.SCHEMA
+    for part in (ledger, transfers, refusals, holds, controls, applications, attempts, histories)
 )
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
 
 @dataclass(frozen=True, slots=True)
 class TransferNode:
-    """Replication, and the queue's worker; `run` for as long as the service lives."""
+    """Replication, and the workers on the queue and on holds; `run` for as long as the service lives."""
 
     node: ServiceNode
     queue: dispatch.QueueWorker
+    expiry: HoldExpiry
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
             tasks.create_task(self.queue.run())
+            tasks.create_task(self.expiry.run())
 
 
 def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> TransferNode:
@@ -49,18 +64,23 @@ def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> Tran
         Audit(site, database, TOPICS),
         inbound.reconcile,
     )
+    payees = Payees(site, database)
+    queue = dispatch.QueueWorker(site, database)
     service = TransferService(
         site,
         database,
-        Payees(site, database),
+        payees,
         lambda source: node.current_ms(source, ledger.LEDGER),
+        queue.notice,
     )
-    dispatcher.add("duohuo.v1.TransferService", service, refusal=node.refusal)
+    held = HoldService(site, database, payees, service.settled)
+    dispatcher.add("duohuo.v1.TransferService", service, held, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.TransferPeerService",
         service,
+        ControlService(site, database),
         histories.Histories(database),
         *node.servicers,
         refusal=node.refusal,
     )
-    return TransferNode(node, dispatch.QueueWorker(site, database))
+    return TransferNode(node, queue, HoldExpiry(site, database))

@@ -11,7 +11,7 @@ from runtime.store import Store, Unit, query
 from sync_bus.facts import digests
 from sync_bus.log import Topic
 from sync_bus.site import Site
-from transfer_svc import applications, transfers
+from transfer_svc import applications, holds, transfers
 
 VIOLATIONS_MAX = 100
 TRANSITS_MAX = 1000
@@ -34,7 +34,8 @@ class Audit:
 
     def _counts(self) -> Unit[dict[str, int]]:
         rows = yield from query(
-            "SELECT count(*), coalesce(sum(minor_units), 0) FROM transfer WHERE state = 2"
+            # Of all currencies together: total() does not overflow.
+            "SELECT count(*), CAST(total(minor_units) AS INTEGER) FROM transfer WHERE state = 2"
             " AND center = ?",
             self.site.here,
         )
@@ -69,12 +70,15 @@ def _sums(center: str) -> Unit[list[LedgerSum]]:
         "SELECT currency,"
         " sum(CASE WHEN account_id NOT LIKE '%.%' THEN balance ELSE 0 END),"
         " sum(CASE WHEN account_id LIKE 'transit.%' THEN balance ELSE 0 END),"
-        " sum(CASE WHEN account_id LIKE 'external.%' THEN balance ELSE 0 END)"
+        " sum(CASE WHEN account_id LIKE 'external.%' THEN balance ELSE 0 END),"
+        " sum(CASE WHEN account_id LIKE 'compensation.%' THEN balance ELSE 0 END)"
         " FROM ledger_account WHERE center = ? GROUP BY currency ORDER BY currency",
         center,
     )
     return [
-        LedgerSum(currency_code=row[0], users=row[1], transit=row[2], external=row[3])
+        LedgerSum(
+            currency_code=row[0], users=row[1], transit=row[2], external=row[3], compensation=row[4]
+        )
         for row in rows
     ]
 
@@ -88,6 +92,10 @@ def _violations() -> Unit[list[str]]:
         VIOLATIONS_MAX,
     )
     found += [f"NO-OVERDRAFT: account {row[0]} has {row[1]}" for row in rows]
+    unequal = yield from holds.unequal(VIOLATIONS_MAX)
+    found += [
+        f"NO-OVERDRAFT: account {row[0]} keeps {row[1]} back, its holds {row[2]}" for row in unequal
+    ]
     rows = yield from query(
         "SELECT a.account_id, a.balance, coalesce(sum(e.minor_units), 0), a.last_number, count(e.number)"
         " FROM ledger_account a LEFT JOIN entry e ON e.account_id = a.account_id"

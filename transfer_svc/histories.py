@@ -174,5 +174,6 @@ def _refusal(refusal: Refusal) -> RefusalFact:
         center=refusal.center,
         account_id=refusal.account_id,
         balance=Money(currency_code=refusal.currency, minor_units=refusal.balance),
+        held=Money(currency_code=refusal.currency, minor_units=refusal.held),
         refuse_time=timestamp(refusal.time_ms),
     )

@@ -1,11 +1,18 @@
 """The effect of other centers' log records on this center's money, copies and applications."""
 
-from duohuo.internal.v1.log_pb2 import POSTING_KIND_CREDIT, POSTING_KIND_DEBIT, LogRecord
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_CREDIT,
+    POSTING_KIND_DEBIT,
+    POSTING_KIND_TRANSFER,
+    LogRecord,
+    Posting,
+)
 from duohuo.v1.transfer_service_pb2 import TransferState
+from runtime.ids import account_slot
 from runtime.store import Unit
 from sync_bus.log import Stamp
 from sync_bus.site import Site
-from transfer_svc import applications, ledger, transfers
+from transfer_svc import applications, controls, holds, ledger, transfers
 from transfer_svc.states import TransferEvent, decision_of
 
 RECONCILED_AT_ONCE_MAX = 200
@@ -23,7 +30,11 @@ class Inbound:
                 posting = record.posting
                 yield from ledger.copy(source, posting, record.time_ms)
                 yield from transfers.copy_posting(source, posting, record.time_ms)
-                if posting.kind == POSTING_KIND_DEBIT and self._is_home(posting.payee_account_id):
+                if posting.kind in (POSTING_KIND_DEBIT, POSTING_KIND_TRANSFER):
+                    payer, transfer_id = posting.payer_account_id, posting.transfer_id
+                    here, body_hash = self._site.here, posting.body_hash
+                    yield from applications.touch(payer, transfer_id, body_hash, here)
+                if posting.kind == POSTING_KIND_DEBIT and self._receives(posting):
                     yield from transfers.credit(self._site.here, source, posting, stamp)
                 if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
                     yield from self._settle(
@@ -55,6 +66,10 @@ class Inbound:
                     settled.reason,
                     stamp,
                 )
+            case "hold_changed":
+                yield from holds.copy(source, record.hold_changed)
+            case "control_changed":
+                yield from controls.copy(source, record.control_changed)
             case "application_changed":
                 changed = record.application_changed
                 yield from applications.copy(changed.application, changed.body_hash)
@@ -78,6 +93,14 @@ class Inbound:
             decision = decision_of(state, reason)
             yield from applications.decide(application_id, decision, reason, "", stamp)
         return len(debits) + len(answered) + len(decided)
+
+    def _receives(self, debit: Posting) -> bool:
+        """Must this center credit or refuse it? Nobody is home of a payee that is no account: then it
+        is refused where it was sent, so that the payer gets it back."""
+        payee = debit.payee_account_id
+        if account_slot(payee) is None:
+            return debit.other_home == self._site.here
+        return self._is_home(payee)
 
     def _is_home(self, account_id: str) -> bool:
         return self._site.home_of(account_id) == self._site.here
@@ -105,3 +128,4 @@ class Inbound:
             yield from applications.decide(
                 application_id, decision_of(state, reason), reason, "", stamp
             )
+        yield from applications.touch(payer, transfer_id, body_hash, self._site.here)

@@ -1,29 +1,44 @@
 """Double entry: every posting is two legs that sum to zero, written with the balances they move.
 
 A user's account may not go below zero: the balance moves by a conditional update, and a CHECK stands
-behind it. System accounts have a dot in their name: `external.a.CNY` is the outside world as seen from
-center a, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the
-copies of other centers' accounts: whoever is home writes, the others copy what home wrote.
+behind it. Nor may it go below what `holds` keep back of it. System accounts have a dot in their name:
+`external.a.CNY` is the outside world as seen from center a, `compensation.a.CNY` what a's operators pay to
+users, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the copies of
+other centers' accounts: whoever is home writes, the others copy what home wrote.
+
+An amount is checked before anything is written; the CHECKs stand behind that, and keep every number, and
+every sum of them, far from what 64 bits can hold.
 """
 
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import Leg, LogRecord, Posting
-from runtime.store import Unit, query
+from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
 from transfer_svc import refusals
-from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
+from transfer_svc.rules import (
+    AMOUNT_MINOR_UNITS_MAX,
+    BALANCE_MINOR_UNITS_MAX,
+    BOOKED_MINOR_UNITS_MAX,
+)
 
-SCHEMA = """
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS ledger_account (
-  account_id TEXT NOT NULL PRIMARY KEY, currency TEXT NOT NULL, balance INTEGER NOT NULL,
+  account_id TEXT NOT NULL PRIMARY KEY, currency TEXT NOT NULL,
+  balance INTEGER NOT NULL
+    CHECK (balance BETWEEN -{BOOKED_MINOR_UNITS_MAX} AND {BOOKED_MINOR_UNITS_MAX}),
   last_number INTEGER NOT NULL, center TEXT NOT NULL,
-  CHECK (balance >= 0 OR account_id LIKE '%.%')) STRICT, WITHOUT ROWID;
+  held INTEGER NOT NULL CHECK (held >= 0), held_number INTEGER NOT NULL,
+  CHECK (balance >= held OR account_id LIKE '%.%'),
+  CHECK (held = 0 OR account_id NOT LIKE '%.%')) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
   account_id TEXT NOT NULL, number INTEGER NOT NULL, center TEXT NOT NULL, kind INTEGER NOT NULL,
-  transfer_id TEXT NOT NULL, minor_units INTEGER NOT NULL, balance_after INTEGER NOT NULL,
+  transfer_id TEXT NOT NULL,
+  minor_units INTEGER NOT NULL CHECK (minor_units <> 0
+    AND minor_units BETWEEN -{AMOUNT_MINOR_UNITS_MAX} AND {AMOUNT_MINOR_UNITS_MAX}),
+  balance_after INTEGER NOT NULL,
   counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL,
   PRIMARY KEY (account_id, number)) STRICT, WITHOUT ROWID;
 """
@@ -35,10 +50,10 @@ LEDGER = Topic(
     (
         CopiedTable(
             "ledger_account",
-            ("account_id", "currency", "balance", "last_number", "center"),
+            columns("account_id currency balance last_number center held held_number"),
             keys=1,
             owner="center",
-            version=lambda row: row[3],
+            version=lambda row: row[3] + row[6],
         ),
         CopiedTable(
             "entry",
@@ -68,6 +83,24 @@ LEDGER = Topic(
             owner="center",
         ),
         refusals.TABLE,
+        # Of `holds`, and of `controls`.
+        CopiedTable(
+            "hold",
+            columns(
+                "payer_account_id hold_id body_hash payee_account_id currency minor_units memo state"
+                " reason captured transfer_id create_ms expire_ms center"
+            ),
+            keys=2,
+            owner="center",
+            version=lambda row: row[7],
+        ),
+        CopiedTable(
+            "account_control",
+            columns("account_id status per_transfer_max per_day_max number center"),
+            keys=1,
+            owner="center",
+            version=lambda row: row[4],
+        ),
     ),
 )
 
@@ -78,6 +111,13 @@ class LedgerAccount(NamedTuple):
     balance: int
     last_number: int
     center: str
+    held: int
+    held_number: int
+
+    @property
+    def available(self) -> int:
+        """What may be spent, once what has expired is held no more (`holds.expire_due`)."""
+        return self.balance - self.held
 
 
 class EntryRow(NamedTuple):
@@ -99,8 +139,9 @@ def outside(center: str) -> str:
     return f"external.{center}"
 
 
-def external(center: str, currency: str) -> str:
-    return f"{outside(center)}.{currency}"
+def compensator(center: str) -> str:
+    """Who pays users for what the bank did to them. An id counts as that of a deposit does."""
+    return f"compensation.{center}"
 
 
 def transit(center: str, other: str, currency: str) -> str:
@@ -113,11 +154,25 @@ def is_system(account_id: str) -> bool:
 
 def find(account_id: str) -> Unit[LedgerAccount | None]:
     rows = yield from query(
-        "SELECT account_id, currency, balance, last_number, center FROM ledger_account"
-        " WHERE account_id = ?",
+        "SELECT account_id, currency, balance, last_number, center, held, held_number"
+        " FROM ledger_account WHERE account_id = ?",
         account_id,
     )
     return LedgerAccount(*rows[0]) if rows else None
+
+
+def hold_back(account_id: str, minor_units: int) -> Unit[Leg]:
+    """Keeps so much of an account back, or gives it back if negative. Raises NotCovered."""
+    rows = yield from query(
+        "UPDATE ledger_account SET held = held + ?1, held_number = held_number + 1"
+        " WHERE account_id = ?2 AND held + ?1 BETWEEN 0 AND balance"
+        " RETURNING balance, last_number, held, held_number",
+        minor_units,
+        account_id,
+    )
+    if not rows:
+        raise NotCovered(account_id)
+    return _leg(account_id, 0, rows[0])
 
 
 def cannot_pay(payer: LedgerAccount | None, currency: str, minor_units: int) -> str:
@@ -126,7 +181,7 @@ def cannot_pay(payer: LedgerAccount | None, currency: str, minor_units: int) -> 
         return "INSUFFICIENT_FUNDS"
     if payer.currency != currency:
         return "CURRENCY_MISMATCH"
-    return "" if payer.balance >= minor_units else "INSUFFICIENT_FUNDS"
+    return "" if payer.available >= minor_units else "INSUFFICIENT_FUNDS"
 
 
 def cannot_receive(payee: LedgerAccount | None, currency: str, minor_units: int) -> str:
@@ -136,6 +191,13 @@ def cannot_receive(payee: LedgerAccount | None, currency: str, minor_units: int)
     if payee.currency != currency:
         return "CURRENCY_MISMATCH"
     return "BALANCE_LIMIT" if payee.balance + minor_units > BALANCE_MINOR_UNITS_MAX else ""
+
+
+def books_limit(account: LedgerAccount | None, minor_units: int) -> str:
+    """Why a system account cannot change by so much; empty if it can. Only money from outside, or that
+    goes around between centers for ages, comes that far."""
+    after = (account.balance if account else 0) + minor_units
+    return "BOOKS_LIMIT" if abs(after) > BALANCE_MINOR_UNITS_MAX else ""
 
 
 def post(center: str, posting: Posting, source: str, target: str, stamp: Stamp) -> Unit[int]:
@@ -160,17 +222,25 @@ def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
         raise ValueError("legs do not sum to zero")
     accounts = [leg.account_id for leg in posting.legs]
     for leg, counterparty in zip(posting.legs, reversed(accounts), strict=True):
-        yield from query(
-            "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
-            " SET balance = excluded.balance, last_number = excluded.last_number"
-            " WHERE excluded.last_number > last_number",
-            leg.account_id,
-            posting.currency_code,
-            leg.balance_after,
-            leg.number,
-            center,
-        )
+        yield from copy_account(center, posting.currency_code, leg)
         yield from _insert_entry(center, posting, leg, counterparty, time_ms)
+
+
+def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
+    """Repeats what an account of another center's has become; a later state that is here stays."""
+    yield from query(
+        "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
+        " SET balance = excluded.balance, last_number = excluded.last_number,"
+        " held = excluded.held, held_number = excluded.held_number"
+        " WHERE excluded.last_number + excluded.held_number > last_number + held_number",
+        leg.account_id,
+        currency,
+        leg.balance_after,
+        leg.number,
+        center,
+        leg.held_after,
+        leg.held_number,
+    )
 
 
 def entries_before(account_id: str, number: int | None, limit: int) -> Unit[list[EntryRow]]:
@@ -195,15 +265,15 @@ def _move(
     stamp: Stamp,
 ) -> Unit[Leg]:
     yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0) ON CONFLICT DO NOTHING",
         account_id,
         posting.currency_code,
         center,
     )
     rows = yield from query(
         "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1"
-        " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= 0 OR ?4)"
-        " RETURNING balance, last_number",
+        " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= held OR ?4)"
+        " RETURNING balance, last_number, held, held_number",
         minor_units,
         account_id,
         posting.currency_code,
@@ -211,14 +281,21 @@ def _move(
     )
     if not rows:
         raise NotCovered(account_id)
-    leg = Leg(
-        account_id=account_id,
-        minor_units=minor_units,
-        balance_after=rows[0][0],
-        number=rows[0][1],
-    )
+    leg = _leg(account_id, minor_units, rows[0])
     yield from _insert_entry(center, posting, leg, counterparty, stamp.time_ms)
     return leg
+
+
+def _leg(account_id: str, minor_units: int, row: Row) -> Leg:
+    balance, number, held, held_number = row
+    return Leg(
+        account_id=account_id,
+        minor_units=minor_units,
+        balance_after=balance,
+        number=number,
+        held_after=held,
+        held_number=held_number,
+    )
 
 
 def _insert_entry(

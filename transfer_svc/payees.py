@@ -11,6 +11,7 @@ from runtime.methods import peer_method
 from runtime.store import Store
 from sync_bus.site import Site
 from transfer_svc import ledger
+from transfer_svc.rules import PAYEE_HOME_UNAVAILABLE
 
 PEER_TIMEOUT_S = 2.0
 _LOOKUP = peer_method("account", "LookupAccount")
@@ -44,7 +45,7 @@ class Payees:
             except RpcError as error:
                 raise RpcError(
                     StatusCode.UNAVAILABLE,
-                    "PAYEE_HOME_UNAVAILABLE",
+                    PAYEE_HOME_UNAVAILABLE,
                     f"only center {home}, which does not answer now, knows whether the payee exists",
                     retry_after_ms=5000,
                     advice="Use ApplyTransfer with the same transfer_id: it is queued and decided "

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from duohuo.internal.v1.log_pb2 import BalanceSeen
 from runtime.store import Unit, query
 from sync_bus.copies import CopiedTable
-from transfer_svc.rules import NO_CURRENCY
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS refusal (
   payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, account_id TEXT NOT NULL,
-  currency TEXT NOT NULL, balance INTEGER NOT NULL, time_ms INTEGER NOT NULL, center TEXT NOT NULL,
+  currency TEXT NOT NULL, balance INTEGER NOT NULL, held INTEGER NOT NULL,
+  time_ms INTEGER NOT NULL, center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 """
 
@@ -27,6 +27,7 @@ class Refusal(NamedTuple):
     account_id: str
     currency: str
     balance: int
+    held: int
     time_ms: int
     center: str
 
@@ -34,23 +35,18 @@ class Refusal(NamedTuple):
 TABLE = CopiedTable("refusal", Refusal._fields, keys=2, owner="center")
 
 
-def seen(account_id: str, has: tuple[str, int] | None) -> BalanceSeen:
-    """What a decision saw of an account: its currency and balance, if it has ever had an entry."""
-    currency, balance = has or (NO_CURRENCY, 0)
-    return BalanceSeen(account_id=account_id, currency_code=currency, minor_units=balance)
-
-
 def record(
     payer_account_id: str, transfer_id: str, saw: BalanceSeen, time_ms: int, center: str
 ) -> Unit[None]:
     """Stores what a refusal saw, here or at another center. Once stored, it stays."""
     yield from query(
-        "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO refusal VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         payer_account_id,
         transfer_id,
         saw.account_id,
         saw.currency_code,
         saw.minor_units,
+        saw.held_minor_units,
         time_ms,
         center,
     )

@@ -14,6 +14,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_CANCELLING,
     APPLICATION_STATE_QUEUED,
     TRANSFER_STATE_DEBITED,
     TRANSFER_STATE_FAILED,
@@ -36,7 +37,7 @@ from runtime import telemetry
 from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import HOME, STALENESS_MS, ask
-from runtime.errors import RpcError, invalid
+from runtime.errors import RpcError, invalid, unreachable
 from runtime.ids import application_id, is_client_made, place_of
 from runtime.methods import peer_method
 from runtime.signal import Signal
@@ -44,12 +45,18 @@ from runtime.store import Store, Unit
 from sync_bus import audit
 from sync_bus.log import Stamp
 from sync_bus.site import Site
-from transfer_svc import applications, ledger, rules, transfers
+from transfer_svc import applications, holds, ledger, rules, transfers
 from transfer_svc.applications import ApplicationRow
 from transfer_svc.dispatch import transfer_of
+from transfer_svc.ledger import LedgerAccount
 from transfer_svc.payees import Payees
 from transfer_svc.rules import Order
-from transfer_svc.states import APPLICATION_OPEN, Decision, decision_of
+from transfer_svc.states import (
+    APPLICATION_OPEN,
+    APPLICATION_UNDECIDED,
+    decision_of,
+    next_application_state,
+)
 from transfer_svc.transfers import TransferRow
 
 SETTLE_TIMEOUT_S = 2.5  # less than a stopping center waits for its running calls
@@ -62,27 +69,34 @@ _DECIDE = peer_method("transfer", "Decide")
 class TransferService:
     """Serves TransferService, and the transfer part of TransferPeerService.
 
-    `current_ms(source)` tells when the copy of another center's ledger was last complete.
+    `current_ms(source)` tells when the copy of another center's ledger was last complete. `notice(payer)`
+    is called when something of a payer's is in the queue.
     """
 
     def __init__(
-        self, site: Site, database: Store, payees: Payees, current_ms: Callable[[str], int]
+        self,
+        site: Site,
+        database: Store,
+        payees: Payees,
+        current_ms: Callable[[str], int],
+        notice: Callable[[str], None],
     ) -> None:
         self._site = site
         self._store = database
         self._payees = payees
         self._current_ms = current_ms
+        self._notice = notice
         self._committed = Signal()
         database.on_commit(self._committed.notify)
 
     async def GetBalance(self, request: GetBalanceRequest, incoming: Incoming) -> Balance:
-        account = await self._store.read(ledger.find(request.account_id))
+        account, held = await self._store.read(self._balance(request.account_id))
         as_of_ms = self._freshness(request.account_id, incoming)
+        currency = account.currency if account else rules.NO_CURRENCY
+        booked = account.balance if account else 0
         return Balance(
-            balance=Money(
-                currency_code=account.currency if account else rules.NO_CURRENCY,
-                minor_units=account.balance if account else 0,
-            ),
+            balance=Money(currency_code=currency, minor_units=booked),
+            available=Money(currency_code=currency, minor_units=booked - held),
             stale=incoming.reply_metadata[HOME] != self._site.here,
             as_of=timestamp(as_of_ms),
         )
@@ -95,7 +109,7 @@ class TransferService:
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.state == TRANSFER_STATE_DEBITED:
-            row = await self._settled(row, incoming.timeout_s)
+            row = await self.settled(row, incoming.timeout_s)
         incoming.reply_metadata[HOME] = self._site.here
         return rules.answer(row.result())
 
@@ -173,7 +187,7 @@ class TransferService:
         )
         if row.body_hash != body_hash:
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
-        return row.message
+        return self._shown(row)
 
     async def _accept(
         self, request: ApplyTransferRequest, body_hash: bytes, stamp: Stamp
@@ -193,9 +207,12 @@ class TransferService:
         payee = request.WhichOneof("payee")
         assert payee is not None  # noqa: S101 - checked by check_transfer
         setattr(application, payee, getattr(request, payee))
-        return await self._store.write(
-            "accept application", applications.accept(application, body_hash, stamp)
+        home = self._site.home_of(request.payer_account_id)
+        row = await self._store.write(
+            "accept application", applications.accept(application, body_hash, home, stamp)
         )
+        self._notice(request.payer_account_id)
+        return row
 
     async def GetApplication(
         self, request: GetApplicationRequest, incoming: Incoming
@@ -206,13 +223,12 @@ class TransferService:
         self, request: ListApplicationsRequest, _incoming: Incoming
     ) -> ListApplicationsResponse:
         size = rules.page_size(request.page_size)
-        rows = await self._store.read(
-            applications.of_payer(
-                request.payer_account_id, rules.page_after(request.page_token), size + 1
-            )
+        found = applications.of_payer(
+            request.payer_account_id, rules.page_after(request.page_token), size + 1
         )
+        rows = await self._store.read(applications.as_known(found, self._site.here))
         return ListApplicationsResponse(
-            applications=[row.message for row in rows[:size]],
+            applications=[self._shown(row) for row in rows[:size]],
             next_page_token=str(rows[size - 1].change_number) if len(rows) > size else "",
         )
 
@@ -223,13 +239,12 @@ class TransferService:
         begun = await self._store.read(applications.last_change(payer))
         while True:
             committed = self._committed.next()
-            rows = await self._store.read(
-                applications.changed_since(payer, seen, WATCH_CHANGES_MAX)
-            )
+            changed = applications.changed_since(payer, seen, WATCH_CHANGES_MAX)
+            rows = await self._store.read(applications.as_known(changed, self._site.here))
             for row in rows:
                 seen = row.change_number
                 if seen > begun or row.message.state in APPLICATION_OPEN:
-                    yield row.message
+                    yield self._shown(row)
             if not rows:
                 await self._committed.wait(committed)
 
@@ -237,29 +252,44 @@ class TransferService:
         self, request: CancelApplicationRequest, incoming: Incoming
     ) -> Application:
         application = await self._own_application(request.application_id, incoming)
-        if application.state == APPLICATION_STATE_CANCELLED:
+        if application.state in APPLICATION_UNDECIDED:
+            application = await self._cancel(application)
+        if application.state in (APPLICATION_STATE_CANCELLED, APPLICATION_STATE_CANCELLING):
             return application
-        if application.state != APPLICATION_STATE_QUEUED:
-            raise _already_decided()
+        raise RpcError(
+            StatusCode.FAILED_PRECONDITION,
+            "APPLICATION_DECIDED",
+            "the application has been decided and cannot be cancelled",
+        )
+
+    async def _cancel(self, application: Application) -> Application:
+        """The application with home's decision, or in CANCELLING while home does not say."""
         # Only home can promise that the transfer never runs: the same id may be queued elsewhere too.
-        result = await self._cancel_at_home(application)
-        decision = decision_of(result.state, result.reason)
-        if application.origin_center == self._site.here:
-            decided = await self._store.write(
-                "decided",
-                applications.decide(
-                    application.application_id,
-                    decision,
-                    result.reason,
-                    result.payee_account_id,
-                    self._site.stamps.now(),
-                ),
+        try:
+            result = await self._cancel_at_home(application)
+        except RpcError as error:
+            if application.origin_center != self._site.here:
+                raise _cannot_cancel_now(application) from error
+            unit = applications.withdraw(
+                application.application_id, error.reason, self._site.stamps.now()
             )
-            application = decided or application
-        if decision is not Decision.CANCELLED:
-            raise _already_decided()
-        application.state = APPLICATION_STATE_CANCELLED
-        return application
+            withdrawn = await self._store.write("withdraw", unit)
+            self._notice(application.payer_account_id)
+            return withdrawn or application
+        decision = decision_of(result.state, result.reason)
+        if application.origin_center != self._site.here:
+            application.state = next_application_state(application.state, decision)
+            return application
+        unit = applications.decide(
+            application.application_id,
+            decision,
+            result.reason,
+            result.payee_account_id,
+            self._site.stamps.now(),
+        )
+        decided = await self._store.write("decided", unit)
+        self._notice(application.payer_account_id)
+        return decided or application
 
     async def ListEntries(
         self, request: ListEntriesRequest, incoming: Incoming
@@ -286,6 +316,12 @@ class TransferService:
             next_page_token=str(rows[size - 1].number) if len(rows) > size else "",
         )
 
+    def _balance(self, account_id: str) -> Unit[tuple[LedgerAccount | None, int]]:
+        """An account and what is held of it, at one moment."""
+        account = yield from ledger.find(account_id)
+        held = yield from holds.held_at(account_id, self._site.clock.wall_ms())
+        return account, held
+
     def _freshness(self, account: str, incoming: Incoming) -> int:
         """Notes home and age in the reply; returns the moment at which the data was home's."""
         home = self._site.home_of(account)
@@ -308,18 +344,21 @@ class TransferService:
         if not refused:
             payee, refused = await self._payees.resolve(request)
         payee_home = self._site.home_of(payee) if payee else self._site.here
-        return await self._store.write(
-            "decide transfer",
-            transfers.decide(
-                self._site.here,
-                _order(request, payee, application, asked_center),
-                payee_home,
-                refused,
-                self._site.stamps.now(),
-            ),
+        order = _order(request, payee, application, asked_center)
+        unit = transfers.decide(
+            self._site.here, order, payee_home, refused, self._site.stamps.now()
         )
+        return await self._store.write("decide transfer", self._shown_to_watchers(unit))
 
-    async def _settled(self, row: TransferRow, timeout_s: float) -> TransferRow:
+    def _shown_to_watchers(self, decide: Unit[TransferRow]) -> Unit[TransferRow]:
+        """The decision, seen by those who watch an application for it that another center accepted."""
+        row = yield from decide
+        yield from applications.touch(
+            row.payer_account_id, row.transfer_id, row.body_hash, self._site.here
+        )
+        return row
+
+    async def settled(self, row: TransferRow, timeout_s: float) -> TransferRow:
         """The transfer once the payee's home has answered, or as it is when time runs out."""
         loop_end_ms = self._site.clock.monotonic_ms() + 1000 * min(
             SETTLE_TIMEOUT_S, timeout_s - SETTLE_MARGIN_S
@@ -336,7 +375,8 @@ class TransferService:
         return row
 
     async def _own_application(self, wanted: str, incoming: Incoming) -> Application:
-        row = await self._store.read(applications.find(wanted))
+        found = applications.as_known(applications.find_all(wanted), self._site.here)
+        row = next(iter(await self._store.read(found)), None)
         place = place_of(wanted)
         if row is None and place is not None and place.origin not in (None, self._site.here):
             raise RpcError(
@@ -349,7 +389,16 @@ class TransferService:
             raise RpcError(
                 StatusCode.NOT_FOUND, "APPLICATION_NOT_FOUND", "you have no such application"
             )
-        return row.message
+        return self._shown(row)
+
+    def _shown(self, row: ApplicationRow) -> Application:
+        """The application for its user, who shall know why nothing happens: nobody asks a home that is
+        known to be away."""
+        application = row.message
+        home = self._site.home_of(application.payer_account_id)
+        if application.state in APPLICATION_UNDECIDED and not self._site.mesh.reachable(home):
+            application.last_attempt_error = unreachable(home, ran=False).reason
+        return application
 
     async def _cancel_at_home(self, application: Application) -> TransferResult:
         home = self._site.home_of(application.payer_account_id)
@@ -358,18 +407,9 @@ class TransferService:
             transfer=transfer_of(application),
             application_id=application.application_id,
         )
-        try:
-            answer = await ask(
-                self._site.mesh.at(home), _DECIDE, request, DecideResponse, PEER_TIMEOUT_S
-            )
-        except RpcError as error:
-            raise RpcError(
-                StatusCode.UNAVAILABLE,
-                "HOME_CENTER_UNAVAILABLE",
-                f"center {home} may have decided this application, and does not answer now",
-                retry_after_ms=5000,
-                advice="The application goes on; try to cancel again when its home answers.",
-            ) from error
+        answer = await ask(
+            self._site.mesh.at(home), _DECIDE, request, DecideResponse, PEER_TIMEOUT_S
+        )
         return answer.result
 
 
@@ -387,9 +427,11 @@ def _order(request: TransferRequest, payee: str, application: str, asked_center:
     )
 
 
-def _already_decided() -> RpcError:
+def _cannot_cancel_now(application: Application) -> RpcError:
     return RpcError(
-        StatusCode.FAILED_PRECONDITION,
-        "APPLICATION_DECIDED",
-        "the application has been decided and cannot be cancelled",
+        StatusCode.UNAVAILABLE,
+        "HOME_CENTER_UNAVAILABLE",
+        f"neither center {application.origin_center}, which has this application, nor its home answers",
+        retry_after_ms=5000,
+        advice="The application goes on; try to cancel it again in a moment.",
     )

@@ -1,28 +1,43 @@
-"""The two state machines of this service, each one table. What is not in a table is an error.
+"""The state machines of this service, each one table. What is not in a table is an error.
 
 A transfer between two homes is a saga of two local transactions (Garcia-Molina, Salem: "Sagas", 1987):
 the payer's home debits, the payee's home credits or refuses, the payer's home refunds what was
 refused. Each step may arrive twice, so each state also lists the events it has already seen.
 
 An application is a transfer waiting to be decided. Only the payer's home decides; the application
-follows. It reaches exactly one of its four ends.
+follows. It reaches exactly one of its four ends. Its user may withdraw it: as long as nobody here knows
+whether home has decided it is CANCELLING, and home is asked to cancel it instead of to execute it.
+
+A hold keeps money back until one of three things ends it. An account is open or frozen until it is closed.
 """
 
 from collections.abc import Mapping
 from enum import Enum
 
+from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_CLOSED,
+    ACCOUNT_STATUS_FROZEN,
+    ACCOUNT_STATUS_OPEN,
+    AccountStatus,
+)
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_CANCELLING,
     APPLICATION_STATE_DELIVERED,
     APPLICATION_STATE_EXPIRED,
     APPLICATION_STATE_FAILED,
     APPLICATION_STATE_QUEUED,
     APPLICATION_STATE_SUCCEEDED,
+    HOLD_STATE_CAPTURED,
+    HOLD_STATE_EXPIRED,
+    HOLD_STATE_HELD,
+    HOLD_STATE_RELEASED,
     TRANSFER_STATE_CREDITED,
     TRANSFER_STATE_DEBITED,
     TRANSFER_STATE_FAILED,
     TRANSFER_STATE_REFUNDED,
     ApplicationState,
+    HoldState,
     TransferState,
 )
 
@@ -44,6 +59,20 @@ class Decision(Enum):
     EXPIRED = "expired"
 
 
+class Wish(Enum):
+    """What its user wants of an application, while home's decision is not known."""
+
+    CANCEL = "withdrawn"
+
+
+class HoldEvent(Enum):
+    """What ends a hold."""
+
+    CAPTURE = "captured"
+    RELEASE = "released"
+    EXPIRE = "expired"
+
+
 TRANSFER: Mapping[tuple[TransferState.ValueType, TransferEvent], TransferState.ValueType] = {
     (TRANSFER_STATE_DEBITED, TransferEvent.CREDITED): TRANSFER_STATE_CREDITED,
     (TRANSFER_STATE_DEBITED, TransferEvent.REFUSED): TRANSFER_STATE_REFUNDED,
@@ -51,16 +80,26 @@ TRANSFER: Mapping[tuple[TransferState.ValueType, TransferEvent], TransferState.V
     (TRANSFER_STATE_REFUNDED, TransferEvent.REFUSED): TRANSFER_STATE_REFUNDED,
 }
 
-_Q, _D = APPLICATION_STATE_QUEUED, APPLICATION_STATE_DELIVERED
+_Q, _W, _D = APPLICATION_STATE_QUEUED, APPLICATION_STATE_CANCELLING, APPLICATION_STATE_DELIVERED
 _S, _F = APPLICATION_STATE_SUCCEEDED, APPLICATION_STATE_FAILED
 _C, _E = APPLICATION_STATE_CANCELLED, APPLICATION_STATE_EXPIRED
 
-APPLICATION: Mapping[tuple[ApplicationState.ValueType, Decision], ApplicationState.ValueType] = {
+APPLICATION: Mapping[
+    tuple[ApplicationState.ValueType, Decision | Wish], ApplicationState.ValueType
+] = {
+    (_Q, Wish.CANCEL): _W,
     (_Q, Decision.DEBITED): _D,
     (_Q, Decision.SUCCEEDED): _S,
     (_Q, Decision.FAILED): _F,
     (_Q, Decision.CANCELLED): _C,
     (_Q, Decision.EXPIRED): _E,
+    (_W, Wish.CANCEL): _W,
+    # Home may have decided before it heard of the wish: what it has decided stands.
+    (_W, Decision.DEBITED): _D,
+    (_W, Decision.SUCCEEDED): _S,
+    (_W, Decision.FAILED): _F,
+    (_W, Decision.CANCELLED): _C,
+    (_W, Decision.EXPIRED): _E,
     (_D, Decision.DEBITED): _D,
     (_D, Decision.SUCCEEDED): _S,
     (_D, Decision.FAILED): _F,
@@ -73,7 +112,25 @@ APPLICATION: Mapping[tuple[ApplicationState.ValueType, Decision], ApplicationSta
     (_E, Decision.EXPIRED): _E,
 }
 
-APPLICATION_OPEN = frozenset({_Q, _D})
+HOLD: Mapping[tuple[HoldState.ValueType, HoldEvent], HoldState.ValueType] = {
+    (HOLD_STATE_HELD, HoldEvent.CAPTURE): HOLD_STATE_CAPTURED,
+    (HOLD_STATE_HELD, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
+    (HOLD_STATE_HELD, HoldEvent.EXPIRE): HOLD_STATE_EXPIRED,
+    # A request may come twice. Of a capture it is the transfer that knows its second time.
+    (HOLD_STATE_RELEASED, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
+}
+
+ACCOUNT: Mapping[
+    tuple[AccountStatus.ValueType, AccountStatus.ValueType], AccountStatus.ValueType
+] = {
+    (status, wanted): wanted
+    for status in (ACCOUNT_STATUS_OPEN, ACCOUNT_STATUS_FROZEN)
+    for wanted in (ACCOUNT_STATUS_OPEN, ACCOUNT_STATUS_FROZEN, ACCOUNT_STATUS_CLOSED)
+} | {(ACCOUNT_STATUS_CLOSED, ACCOUNT_STATUS_CLOSED): ACCOUNT_STATUS_CLOSED}
+
+_ON_THE_WAY = (_Q, _W, _D)
+APPLICATION_UNDECIDED = frozenset({_Q, _W})
+APPLICATION_OPEN = frozenset(_ON_THE_WAY)
 
 
 class IllegalTransition(Exception):
@@ -90,14 +147,24 @@ def next_transfer_state(
 
 
 def next_application_state(
-    state: ApplicationState.ValueType, decision: Decision
+    state: ApplicationState.ValueType, event: Decision | Wish
 ) -> ApplicationState.ValueType:
     try:
-        return APPLICATION[state, decision]
+        return APPLICATION[state, event]
     except KeyError:
-        raise IllegalTransition(
-            f"{ApplicationState.Name(state)} cannot be {decision.value}"
-        ) from None
+        raise IllegalTransition(f"{ApplicationState.Name(state)} cannot be {event.value}") from None
+
+
+def progress(state: ApplicationState.ValueType) -> int:
+    """How far on its way an application is; it never goes back. The same for all ends."""
+    return _ON_THE_WAY.index(state) if state in APPLICATION_OPEN else len(_ON_THE_WAY)
+
+
+def next_hold_state(state: HoldState.ValueType, event: HoldEvent) -> HoldState.ValueType:
+    try:
+        return HOLD[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{HoldState.Name(state)} cannot be {event.value}") from None
 
 
 def follows(state: ApplicationState.ValueType, earlier: ApplicationState.ValueType) -> bool:

@@ -10,6 +10,7 @@ with the money. `center` is who decided or received.
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_COMPENSATION,
     POSTING_KIND_CREDIT,
     POSTING_KIND_DEBIT,
     POSTING_KIND_DEPOSIT,
@@ -31,11 +32,13 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferResult,
     TransferState,
 )
+from runtime.ids import account_slot
 from runtime.store import Unit, query
 from sync_bus import log
 from sync_bus.log import Stamp
-from transfer_svc import ledger, refusals
-from transfer_svc.rules import Order
+from transfer_svc import controls, holds, ledger, refusals
+from transfer_svc.ledger import LedgerAccount
+from transfer_svc.rules import NO_CURRENCY, Order
 from transfer_svc.states import TransferEvent, next_transfer_state
 
 SCHEMA = """
@@ -97,7 +100,8 @@ def decide(
 ) -> Unit[TransferRow]:
     """At the payer's home: executes the order, or refuses it, once and for ever.
 
-    A deposit is a transfer whose payer is the outside world, `ledger.outside`.
+    A deposit is a transfer whose payer is the outside world, `ledger.outside`; one whose payer is
+    `ledger.compensator` is paid by the operators.
 
     `refused` is a reason known before the unit (nobody to pay, cancelled, expired). If the transfer
     was decided before, that decision is returned; compare its body hash with the order's.
@@ -105,29 +109,20 @@ def decide(
     present = yield from find(order.payer_account_id, order.transfer_id)
     if present is not None:
         return present
-    from_outside = ledger.is_system(order.payer_account_id)
-    reason = refused
+    yield from holds.expire_due(order.payer_account_id, stamp)
+    reason = refused or (yield from cannot_execute(center, order, payee_home, stamp))
     seen: BalanceSeen | None = None
-    if not reason and not from_outside:
-        payer = yield from ledger.find(order.payer_account_id)
-        reason = ledger.cannot_pay(payer, order.currency, order.minor_units)
-        seen = refusals.seen(order.payer_account_id, payer and payer[1:3])
-    if not reason and payee_home == center:
-        payee = yield from ledger.find(order.payee_account_id)
-        reason = ledger.cannot_receive(payee, order.currency, order.minor_units)
-        seen = refusals.seen(order.payee_account_id, payee and payee[1:3])
     if reason:
         state = TRANSFER_STATE_FAILED
+        seen = None if refused else (yield from _seen(center, order, payee_home, reason))
         if seen is not None:
             yield from refusals.record(
                 order.payer_account_id, order.transfer_id, seen, stamp.time_ms, center
             )
     elif payee_home == center:
         state = TRANSFER_STATE_CREDITED
-        kind = POSTING_KIND_DEPOSIT if from_outside else POSTING_KIND_TRANSFER
-        source = ledger.external(center, order.currency) if from_outside else order.payer_account_id
-        posting = _posting(kind, order)
-        yield from ledger.post(center, posting, source, order.payee_account_id, stamp)
+        kind, source = _source(order)
+        yield from ledger.post(center, _posting(kind, order), source, order.payee_account_id, stamp)
     else:
         state = TRANSFER_STATE_DEBITED
         posting = _posting(POSTING_KIND_DEBIT, order)
@@ -155,22 +150,89 @@ def decide(
     if state == TRANSFER_STATE_FAILED or (
         order.application_id and state == TRANSFER_STATE_CREDITED
     ):
-        yield from _tell(row, stamp, seen if reason else None)
+        yield from _tell(row, stamp, seen)
     return row
+
+
+def _seen(center: str, order: Order, payee_home: str, reason: str) -> Unit[BalanceSeen | None]:
+    """The account for whose balance or currency an order has just been refused; None if for neither."""
+    if not ledger.is_system(order.payer_account_id):
+        payer = yield from ledger.find(order.payer_account_id)
+        if ledger.cannot_pay(payer, order.currency, order.minor_units) == reason:
+            return _saw(order.payer_account_id, payer)
+    if payee_home == center:
+        payee = yield from ledger.find(order.payee_account_id)
+        if ledger.cannot_receive(payee, order.currency, order.minor_units) == reason:
+            return _saw(order.payee_account_id, payee)
+    return None
+
+
+def _saw(account_id: str, account: LedgerAccount | None) -> BalanceSeen:
+    if account is None:
+        return BalanceSeen(account_id=account_id, currency_code=NO_CURRENCY)
+    return BalanceSeen(
+        account_id=account_id,
+        currency_code=account.currency,
+        minor_units=account.balance,
+        held_minor_units=account.held,
+    )
+
+
+def cannot_execute(
+    center: str, order: Order, payee_home: str, stamp: Stamp, held: int = 0
+) -> Unit[str]:
+    """Why a transfer cannot be executed at its payer's home; empty if it can.
+
+    `held` of the payer's money is kept back for this very transfer.
+    """
+    if not ledger.is_system(order.payer_account_id):
+        control = yield from controls.find(order.payer_account_id)
+        paid = 0
+        if control.per_day_max:
+            paid = yield from controls.paid_on_day(order.payer_account_id, stamp.time_ms)
+        refused = controls.cannot_pay(control, order.minor_units, paid)
+        if refused:
+            return refused
+    return (yield from cannot_be_paid(center, order, payee_home, held))
+
+
+def cannot_be_paid(center: str, order: Order, payee_home: str, held: int = 0) -> Unit[str]:
+    """Why an order's money cannot go where it should; empty if it can."""
+    if ledger.is_system(order.payer_account_id):
+        _, source = _source(order)
+        account = yield from ledger.find(source)
+        refused = ledger.books_limit(account, -order.minor_units)
+    else:
+        payer = yield from ledger.find(order.payer_account_id)
+        if payer is not None:
+            payer = payer._replace(held=payer.held - held)
+        refused = ledger.cannot_pay(payer, order.currency, order.minor_units)
+    if refused:
+        return refused
+    if payee_home == center:
+        return (
+            yield from _cannot_receive(order.payee_account_id, order.currency, order.minor_units)
+        )
+    transit = yield from ledger.find(ledger.transit(center, payee_home, order.currency))
+    return ledger.books_limit(transit, order.minor_units)
 
 
 def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]:
     """At the payee's home: credits what the payer's home `source` has debited, or refuses."""
-    payee = yield from ledger.find(debit.payee_account_id)
-    reason = ledger.cannot_receive(payee, debit.currency_code, debit.minor_units)
+    reason = yield from _cannot_receive(
+        debit.payee_account_id, debit.currency_code, debit.minor_units
+    )
     fresh = yield from _receive(debit.payer_account_id, debit.transfer_id, source, reason, center)
     if not fresh:
         return
     if reason:
-        seen = refusals.seen(debit.payee_account_id, payee and payee[1:3])
-        yield from refusals.record(
-            debit.payer_account_id, debit.transfer_id, seen, stamp.time_ms, center
-        )
+        payee = yield from ledger.find(debit.payee_account_id)
+        seen: BalanceSeen | None = None
+        if ledger.cannot_receive(payee, debit.currency_code, debit.minor_units) == reason:
+            seen = _saw(debit.payee_account_id, payee)
+            yield from refusals.record(
+                debit.payer_account_id, debit.transfer_id, seen, stamp.time_ms, center
+            )
         refused = CreditRefused(
             transfer_id=debit.transfer_id,
             payer_account_id=debit.payer_account_id,
@@ -330,6 +392,25 @@ def unsettled(source: str, center: str, limit: int) -> Unit[list[tuple[str, str,
         limit,
     )
     return [(row[0], row[1], row[2]) for row in rows]
+
+
+def _cannot_receive(payee_account_id: str, currency: str, minor_units: int) -> Unit[str]:
+    """At the payee's home: why money cannot be credited; empty if it can."""
+    if account_slot(payee_account_id) is None:
+        return "PAYEE_NOT_FOUND"
+    control = yield from controls.find(payee_account_id)
+    payee = yield from ledger.find(payee_account_id)
+    return controls.cannot_receive(control) or ledger.cannot_receive(payee, currency, minor_units)
+
+
+def _source(order: Order) -> tuple[PostingKind.ValueType, str]:
+    """Which account an order within one center is paid from, and what kind of posting that is."""
+    payer = order.payer_account_id
+    if not ledger.is_system(payer):
+        return POSTING_KIND_TRANSFER, payer
+    compensates = payer.startswith("compensation.")
+    kind = POSTING_KIND_COMPENSATION if compensates else POSTING_KIND_DEPOSIT
+    return kind, f"{payer}.{order.currency}"
 
 
 def _insert(row: TransferRow) -> Unit[None]:

@@ -134,22 +134,17 @@ async def _settle(stage: RealMesh, history: History, healed_s: float) -> None:
     """CONVERGE: waits until all centers agree and nothing is open."""
     while True:
         report = await verify.verify(stage.state, 0)
-        still_open = sum(
-            stage.disk(name).rows("transfer", _OPEN_APPLICATIONS)[0][0] for name in stage.names
-        )
+        still_open = checks.still_open(stage)
         if report.passed and not still_open:
             break
         if stage.now_s() > healed_s + SETTLE_WITHIN_S:
-            history.broken.append(f"CONVERGE: {still_open} applications open; {report.text()}")
+            history.broken.append(f"CONVERGE: {still_open} still open; {report.text()}")
             break
         await asyncio.sleep(0.5)
     for name in stage.names:
         for role in ROLES_WITH_PARKED:
             parked = stage.disk(name).rows(role, "SELECT source, topic, seq, reason FROM parked")
             history.broken += [f"CONVERGE: {name} parked {row}" for row in parked]
-
-
-_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2)"
 
 
 async def _watch(faults: Faults) -> None:

@@ -26,6 +26,12 @@ _ENDS = {
     APPLICATION_STATE_EXPIRED,
 }
 
+_OPEN = (
+    ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2, 7)"),
+    # A log forgets what every other center has applied.
+    ("session", "revocations not yet everywhere", "SELECT 1 FROM log"),
+)
+
 
 def during(stage: Stage) -> Iterator[str]:
     """What must hold at every instant, faults or not."""
@@ -73,6 +79,17 @@ def during(stage: Stage) -> Iterator[str]:
     for (transfer, account), amount in credited.items():
         if debits.get(transfer) != amount:
             yield f"CONSERVE: {account} credited transfer {transfer} without its debit"
+
+
+def still_open(stage: Stage) -> list[str]:
+    """What must end before `after` can be asked; `verify` knows nothing of it."""
+    found = []
+    for name in stage.names:
+        for role, what, sql in _OPEN:
+            count = len(stage.disk(name).rows(role, sql))
+            if count:
+                found.append(f"{count} {what} at {name}")
+    return found
 
 
 def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
@@ -166,8 +183,14 @@ def _applications(
         for identifier in user.applications:
             if identifier not in ends:
                 yield f"DURABLE: the accepted application {identifier} is gone"
-    for one in history.of("cancel", Outcome.OK):
-        if ends[one.facts["application"]] != {APPLICATION_STATE_CANCELLED}:
+    # A cancel that was answered CANCELLING may end in any one of the ends, and above it had to.
+    for one in history.of("cancel"):
+        cancelled = ends[one.facts["application"]] == {APPLICATION_STATE_CANCELLED}
+        told_cancelled = (
+            one.outcome is Outcome.OK and one.result.state == APPLICATION_STATE_CANCELLED
+        )
+        told_decided = one.outcome is Outcome.REFUSED and one.reason == "APPLICATION_DECIDED"
+        if (told_cancelled and not cancelled) or (told_decided and cancelled):
             yield f"ONCE: {one} but it ended as {ends[one.facts['application']]}"
 
 

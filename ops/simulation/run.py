@@ -127,14 +127,11 @@ async def _settle(world: World, history: History) -> None:
     names = list(world.centers)
     while True:
         report = verify.judge(await world.facts(), names)
-        still_open = sum(
-            len(center.disk.rows("transfer", "SELECT 1 FROM application WHERE state IN (1, 2)"))
-            for center in world.centers.values()
-        )
+        still_open = checks.still_open(world)
         if report.passed and not still_open:
             break
         if world.loop.time() > deadline_s:
-            history.broken.append(f"CONVERGE: {still_open} applications open; {report.text()}")
+            history.broken.append(f"CONVERGE: {still_open} still open; {report.text()}")
             break
         await asyncio.sleep(1)
     for name, center in world.centers.items():

@@ -30,7 +30,7 @@ from tests.integration.conftest import PASSWORD, RunningMesh
 USERS = 6
 THINK_S = 0.05
 INTERVAL_S = 0.1
-_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2)"
+_OPEN_APPLICATIONS = "SELECT count(*) FROM application WHERE state IN (1, 2, 7)"
 
 
 class Load:

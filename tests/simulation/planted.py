@@ -74,7 +74,7 @@ def a_full_disk_keeps_users_out(patch: Patch) -> None:
 
 def unknown_outcome_taken_for_failure(patch: Patch) -> None:
     """A transfer whose credit is late is refunded at once."""
-    original = TransferService._settled
+    original = TransferService.settled
 
     async def settled(self: TransferService, row: Any, timeout_s: float) -> Any:
         row = await original(self, row, min(timeout_s, 0.25))
@@ -92,7 +92,7 @@ def unknown_outcome_taken_for_failure(patch: Patch) -> None:
             ),
         )
 
-    patch.setattr(TransferService, "_settled", settled)
+    patch.setattr(TransferService, "settled", settled)
 
 
 def balance_checked_before_the_transaction(patch: Patch) -> None:
@@ -117,7 +117,7 @@ def balance_checked_before_the_transaction(patch: Patch) -> None:
         stamp: Stamp,
     ) -> Unit[Any]:
         yield from query(
-            "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0) ON CONFLICT DO NOTHING",
             account_id,
             posting.currency_code,
             center,
@@ -142,7 +142,7 @@ def balance_checked_before_the_transaction(patch: Patch) -> None:
     patch.setattr(
         transfer_svc.app,
         "SCHEMA",
-        transfer_svc.app.SCHEMA.replace("balance >= 0 OR account_id LIKE '%.%'", "true"),
+        transfer_svc.app.SCHEMA.replace("balance >= held OR account_id LIKE '%.%'", "true"),
     )
     patch.setattr(TransferService, "_decide", decide)
 

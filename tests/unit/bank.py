@@ -6,15 +6,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from duohuo.internal.v1.log_pb2 import LogRecord
+from duohuo.internal.v1.peer_services_pb2 import LimitsChange
+from duohuo.v1.operator_service_pb2 import AccountStatus
 from runtime.store import SqliteStore, query
 from sync_bus import inbox, log
 from sync_bus.inbox import Arrival, Outcome
 from sync_bus.log import Road
 from sync_bus.site import Site
 from tests.fakes import FakeClock, site, temporary_store
-from transfer_svc import app, ledger, transfers
+from transfer_svc import app, controls, holds, ledger, reservations, transfers
+from transfer_svc.holds import HoldRow
 from transfer_svc.inbound import Inbound
-from transfer_svc.rules import Order
+from transfer_svc.reservations import Capture
+from transfer_svc.rules import AMOUNT_MINOR_UNITS_MAX, Order
 from transfer_svc.transfers import TransferRow
 
 
@@ -29,6 +33,11 @@ class Center:
         """What this center thinks that the account has."""
         found = await self.store.read(ledger.find(account))
         return found.balance if found else 0
+
+    async def available(self, account: str) -> int:
+        """What this center thinks that the account may spend."""
+        held = await self.store.read(holds.held_at(account, self.site.clock.wall_ms()))
+        return await self.balance(account) - held
 
     async def transfer(self, payer: str, transfer_id: str) -> TransferRow | None:
         return await self.store.read(transfers.find(payer, transfer_id))
@@ -65,6 +74,7 @@ class Bank:
     """Centers by name."""
 
     centers: dict[str, Center] = field(default_factory=dict)
+    clock: FakeClock = field(default_factory=FakeClock)
 
     def home(self, account: str) -> Center:
         anywhere = next(iter(self.centers.values()))
@@ -80,6 +90,14 @@ class Bank:
         return await home.store.write(
             "deposit", transfers.decide(home.site.here, order, home.site.here, "", stamp)
         )
+
+    async def fill(self, account: str, minor_units: int, currency: str = "CNY") -> None:
+        """Puts in so much, as deposits of no more than may be moved at once."""
+        number = 0
+        while minor_units > 0:
+            part = min(minor_units, AMOUNT_MINOR_UNITS_MAX)
+            await self.deposit(account, part, f"fill-{number}", currency)
+            minor_units, number = minor_units - part, number + 1
 
     async def pay(
         self,
@@ -101,6 +119,88 @@ class Bank:
         )
         unit = transfers.decide(home.site.here, order, payee_home, refused, home.site.stamps.now())
         return await home.store.write("decide", unit)
+
+    async def reserve(
+        self,
+        payer: str,
+        payee: str,
+        minor_units: int,
+        hold_id: str,
+        lasts_ms: int = 1000,
+        *,
+        currency: str = "CNY",
+        body: bytes = b"hold",
+    ) -> HoldRow:
+        """Has the payer's home hold money back."""
+        home, payee_home = self.home(payer), self.home(payee).site.here
+        order = Order("", payer, payee, currency, minor_units, "", body)
+        stamp = home.site.stamps.now()
+        unit = reservations.reserve(
+            home.site.here, hold_id, order, payee_home, "", stamp.time_ms + lasts_ms, stamp
+        )
+        return await home.store.write("reserve", unit)
+
+    async def capture(
+        self,
+        payer: str,
+        hold_id: str,
+        transfer_id: str,
+        minor_units: int | None = None,
+        *,
+        currency: str = "CNY",
+    ) -> Capture:
+        """Has the payer's home pay from what is held."""
+        home = self.home(payer)
+        hold = await home.store.read(holds.find(payer, hold_id))
+        payee_home = self.home(hold.payee_account_id).site.here if hold else ""
+        unit = reservations.capture(
+            home.site.here,
+            payer,
+            hold_id,
+            transfer_id,
+            None if minor_units is None else (currency, minor_units),
+            payee_home,
+            f"capture {hold_id} {minor_units}".encode(),
+            home.site.stamps.now(),
+        )
+        return await home.store.write("capture", unit)
+
+    async def release(self, payer: str, hold_id: str) -> HoldRow | None:
+        home = self.home(payer)
+        unit = reservations.release(payer, hold_id, home.site.stamps.now())
+        return await home.store.write("release", unit)
+
+    async def expire(self) -> int:
+        """What each home does from time to time; returns how many holds ended."""
+        return sum(
+            [
+                await center.store.write(
+                    "expire",
+                    holds.expire_all_due(center.site.here, center.site.stamps.now(), 100),
+                )
+                for center in self.centers.values()
+            ]
+        )
+
+    async def set_status(self, account: str, status: AccountStatus.ValueType) -> controls.Change:
+        """Has an operator freeze, unfreeze or close it."""
+        home = self.home(account)
+        unit = controls.set_status(
+            home.site.here, account, status, "operator", home.site.stamps.now()
+        )
+        return await home.store.write("set status", unit)
+
+    async def limit(
+        self, account: str, per_transfer: int | None = None, per_day: int | None = None
+    ) -> controls.Change:
+        home = self.home(account)
+        limits = LimitsChange(
+            per_transfer_minor_units_max=per_transfer, per_day_minor_units_max=per_day
+        )
+        unit = controls.set_limits(
+            home.site.here, account, limits, "operator", home.site.stamps.now()
+        )
+        return await home.store.write("set limits", unit)
 
     async def deliver(
         self, source: str, target: str, limit: int = 1000, again: int = 0
@@ -144,7 +244,7 @@ class Bank:
 async def bank(*names: str) -> AsyncIterator[Bank]:
     """A bank whose centers have never heard of each other's entries."""
     clock = FakeClock()
-    made = Bank()
+    made = Bank(clock=clock)
     async with AsyncExitStack() as stack:
         for name in names:
             peers = [other for other in names if other != name]

@@ -168,6 +168,7 @@ class Centers(Bank):
 
     role: str = "transfer"
     lone_start: bool = False
+    passwords: Passwords = field(default_factory=NoPasswords)
     clock: FakeClock = field(default_factory=FakeClock)
     names: Sequence[str] = ()
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -199,7 +200,7 @@ class Centers(Bank):
         dispatcher = Dispatcher(name, own.stamps.hybrid)
         bus = NoBus()
         if self.role == "account":
-            node = account_svc.app.build(own, store, bus, NoPasswords(), dispatcher)
+            node = account_svc.app.build(own, store, bus, self.passwords, dispatcher).node
         else:
             node = transfer_svc.app.build(own, store, bus, dispatcher).node
         made = Service(own, store, dispatcher, node, self.role, self.topics)
@@ -231,7 +232,9 @@ class Centers(Bank):
             origin_center=origin,
             amount=Money(currency_code="CNY", minor_units=minor_units),
         )
-        unit = applications.accept(application, b"body", service.site.stamps.now())
+        unit = applications.accept(
+            application, b"body", self.home(payer).site.here, service.site.stamps.now()
+        )
         return (await service.store.write("accept", unit)).message.application_id
 
     def hush(self, *names: str) -> None:
@@ -289,13 +292,22 @@ class Centers(Bank):
 
 @asynccontextmanager
 async def centers(
-    *names: str, role: str = "transfer", lone_start: bool = False
+    *names: str,
+    role: str = "transfer",
+    lone_start: bool = False,
+    passwords: Passwords | None = None,
 ) -> AsyncIterator[Centers]:
     """Centers in their first life, with all pauses taken out."""
     async with AsyncExitStack() as stack:
         stack.enter_context(patch.object(snapshot, "ROWS_PER_S_MAX", math.inf))
         stack.enter_context(patch.object(recovery, "RETRY_DELAY_S", 0))
-        made = Centers(role=role, lone_start=lone_start, names=names, stack=stack)
+        made = Centers(
+            role=role,
+            lone_start=lone_start,
+            passwords=passwords or NoPasswords(),
+            names=names,
+            stack=stack,
+        )
         made.lines = {name: Line(made, name) for name in names}
         for name in names:
             made.start(name, await made.new_store(name, alive=True))

@@ -105,8 +105,8 @@ async def test_a_request_carried_out_twice_is_carried_out_once(store: SqliteStor
         assert await change_password(store, new, "request-3", at_ms)
     assert await password(store) == "new"
     assert await heads(store) == {"accounts": 1, "changes": 4}
-    assert await store.read(units.was_seen(ALICE, "request-3"))
-    assert not await store.read(units.was_seen(BOB, "request-3"))
+    assert await store.read(units.seen(ALICE, "request-3")) is not None
+    assert await store.read(units.seen(BOB, "request-3")) is None
 
 
 async def test_a_password_replaces_only_the_one_that_was_proved(store: SqliteStore) -> None:

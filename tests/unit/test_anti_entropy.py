@@ -48,7 +48,7 @@ async def two() -> AsyncIterator[Centers]:
             payer_account_id=ALICE,
             origin_center="a",
         )
-        unit = applications.accept(application, b"body", stamp(0))
+        unit = applications.accept(application, b"body", "a", stamp(0))
         await made.service("a").store.write("accept", unit)
         await made.settle()
         yield made

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.transfer_service_pb2 import (
+    APPLICATION_STATE_CANCELLED,
+    APPLICATION_STATE_CANCELLING,
     APPLICATION_STATE_DELIVERED,
     APPLICATION_STATE_QUEUED,
     Application,
@@ -26,7 +28,7 @@ from transfer_svc.dispatch import DELAY_MS_FIRST, DELAY_MS_MAX, delay_ms, transf
 from transfer_svc.states import APPLICATION_OPEN, Decision, IllegalTransition
 
 ALICE, BOB = account(1), account(2)
-BODY = b"body"
+BODY, HOME = b"body", "b"
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def made(number: int = 1, payer: str = ALICE, origin: str = "a", transfer: int =
 
 
 async def accept(store: SqliteStore, application: Application, at_ms: int = 0) -> ApplicationRow:
-    return await store.write("accept", applications.accept(application, BODY, stamp(at_ms)))
+    return await store.write("accept", applications.accept(application, BODY, HOME, stamp(at_ms)))
 
 
 async def found(store: SqliteStore, application: Application) -> ApplicationRow:
@@ -66,9 +68,16 @@ async def decide(
     return await store.write("decide", unit)
 
 
-async def fail(store: SqliteStore, application: Application) -> None:
-    unit = applications.attempted(application.application_id, "CENTER_UNREACHABLE", NOON_MS + 700)
+async def fail(store: SqliteStore, application: Application, aside_ms: int | None = None) -> None:
+    unit = applications.attempted(
+        application.application_id, "CENTER_UNREACHABLE", NOON_MS, aside_ms
+    )
     await store.write("attempted", unit)
+
+
+async def withdraw(store: SqliteStore, application: Application) -> Application | None:
+    unit = applications.withdraw(application.application_id, "CENTER_UNREACHABLE", stamp(5))
+    return await store.write("withdraw", unit)
 
 
 async def told(store: SqliteStore) -> list[ApplicationState.ValueType]:
@@ -78,9 +87,13 @@ async def told(store: SqliteStore) -> list[ApplicationState.ValueType]:
     return [record.application_changed.application.state for record in records]
 
 
-async def due(store: SqliteStore, at_ms: int, origin: str = "a") -> list[str]:
-    rows = await store.read(applications.due(origin, NOON_MS + at_ms, DELAY_MS_MAX, 10))
-    return [row.message.transfer_id for row in rows]
+async def due(
+    store: SqliteStore, at_ms: int, place: int = applications.NEXT, home: str = HOME
+) -> list[str]:
+    """Transfer ids of what home may be asked for, in order."""
+    unit = applications.due(home, place, NOON_MS + at_ms, DELAY_MS_MAX, 10)
+    rows = [await store.read(applications.find(one)) for one in await store.read(unit)]
+    return [row.message.transfer_id for row in rows if row]
 
 
 async def test_accepting_twice_is_accepting_once(store: SqliteStore) -> None:
@@ -107,8 +120,7 @@ async def test_an_attempt_without_a_decision_counts_and_says_why(store: SqliteSt
     await fail(store, made())
     message = (await found(store, made())).message
     assert (message.attempts, message.last_attempt_error) == (1, "CENTER_UNREACHABLE")
-    assert await due(store, 699) == []
-    assert await due(store, 700) == ["transfer-1"]
+    assert await told(store) == [APPLICATION_STATE_QUEUED]
 
 
 async def test_what_has_been_decided_is_attempted_no_more(store: SqliteStore) -> None:
@@ -134,29 +146,139 @@ async def test_an_attempt_is_due_at_its_time_and_after_the_clock_has_jumped_back
     store: SqliteStore, now_ms: int, is_due: bool
 ) -> None:
     await accept(store, made())
-    await fail(store, made())
-    assert await due(store, now_ms) == ["transfer-1"] * is_due
+    await fail(store, made(), aside_ms=700)
+    assert await due(store, now_ms, applications.ASIDE) == ["transfer-1"] * is_due
+    assert await due(store, now_ms, applications.NEXT) == []
 
 
-async def test_the_longest_overdue_comes_first_and_each_origin_has_its_own(
+async def test_the_longest_overdue_comes_first_and_each_home_has_its_own(
     store: SqliteStore,
 ) -> None:
-    await accept(store, made(1), at_ms=2)
-    await accept(store, made(2), at_ms=1)
-    await accept(store, made(3, origin="b"), at_ms=0)
-    assert await due(store, 5) == ["transfer-2", "transfer-1"]
-    assert await due(store, 5, origin="b") == ["transfer-3"]
-    assert await store.read(applications.next_due_ms("a")) == NOON_MS + 1
-    assert await store.read(applications.next_due_ms("c")) is None
+    payers = [account(slot) for slot in (1, 3, 5)]
+    for number, (payer, at_ms) in enumerate(zip(payers, (2, 1, 0), strict=True), start=1):
+        await accept(store, made(number, payer), at_ms)
+    elsewhere = applications.accept(made(4, account(2)), BODY, "c", stamp(9))
+    await store.write("accept", elsewhere)
+    assert await due(store, 2) == ["transfer-3", "transfer-2", "transfer-1"]
+    assert await due(store, 1) == ["transfer-3", "transfer-2"]
+    assert await due(store, 9, home="c") == ["transfer-4"]
+    assert await store.read(applications.next_due_ms(HOME, NOON_MS)) == NOON_MS + 1
+    assert await store.read(applications.next_due_ms(HOME, NOON_MS + 2)) is None
+    await fail(store, made(1), aside_ms=500)
+    assert await store.read(applications.next_due_ms(HOME, NOON_MS + 2)) == NOON_MS + 500
 
 
-async def test_a_returned_home_makes_everything_due(store: SqliteStore) -> None:
+class TestOrderPerPayer:
+    """Of each payer's line home is asked for the first only."""
+
+    async def line(self, store: SqliteStore) -> None:
+        for number in (1, 2, 3):
+            await accept(store, made(number), at_ms=number)
+
+    async def test_later_ones_wait_until_the_earlier_one_has_ended(
+        self, store: SqliteStore
+    ) -> None:
+        await self.line(store)
+        order = []
+        while waiting := await due(store, 100):
+            order.append(waiting)
+            await decide(store, made(int(waiting[0][-1])), Decision.FAILED)
+        assert order == [["transfer-1"], ["transfer-2"], ["transfer-3"]]
+
+    async def test_one_that_home_has_debited_holds_nobody_up(self, store: SqliteStore) -> None:
+        await self.line(store)
+        await decide(store, made(1), Decision.DEBITED)
+        assert await due(store, 100) == ["transfer-2"]
+
+    async def test_a_failure_of_home_keeps_the_order(self, store: SqliteStore) -> None:
+        await self.line(store)
+        await fail(store, made(1))
+        assert await due(store, 100) == ["transfer-1"]
+
+    async def test_other_payers_go_before_one_that_was_tried(self, store: SqliteStore) -> None:
+        await accept(store, made(1), at_ms=-2)
+        await accept(store, made(2, BOB), at_ms=-1)
+        await fail(store, made(1))
+        assert await due(store, 100) == ["transfer-2", "transfer-1"]
+
+    async def test_one_that_waits_for_a_third_party_steps_aside(self, store: SqliteStore) -> None:
+        await self.line(store)
+        await fail(store, made(1), aside_ms=50)
+        assert await due(store, 100) == ["transfer-2"]
+        assert await due(store, 100, applications.ASIDE) == ["transfer-1"]
+        await decide(store, made(2), Decision.SUCCEEDED)
+        await decide(store, made(1), Decision.SUCCEEDED)
+        assert await due(store, 100) == ["transfer-3"]
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    async def test_a_withdrawn_one_neither_waits_nor_holds_up(
+        self, store: SqliteStore, number: int
+    ) -> None:
+        await self.line(store)
+        await withdraw(store, made(number))
+        assert await due(store, 5, applications.ASIDE) == [f"transfer-{number}"]
+        assert await due(store, 100) == ["transfer-2" if number == 1 else "transfer-1"]
+
+    async def test_it_is_kept_when_a_lost_disk_has_come_back(self, store: SqliteStore) -> None:
+        """Copies are told in any order; what they say of their acceptance counts."""
+        for number in (2, 1, 3):
+            copied = made(number)
+            copied.create_time.CopyFrom(timestamp(NOON_MS + number))
+            await store.write("copy", applications.copy(copied, BODY))
+        ended, cancelled = made(4), made(5)
+        ended.state, cancelled.state = APPLICATION_STATE_DELIVERED, APPLICATION_STATE_CANCELLING
+        for copied in (ended, cancelled, made(6, origin="b")):
+            await store.write("copy", applications.copy(copied, BODY))
+        strays = await store.read(applications.strays("a", lambda _payer: HOME))
+        assert [one.application_id for one in strays] == [
+            made(number).application_id for number in (5, 1, 2, 3)
+        ]
+        await store.write("line up", applications.line_up(strays, NOON_MS))
+        assert await store.read(applications.strays("a", lambda _payer: HOME)) == []
+        order = []
+        while waiting := await due(store, 100):
+            order += waiting
+            await decide(store, made(int(waiting[0][-1])), Decision.FAILED)
+        assert order == [f"transfer-{number}" for number in (5, 1, 2, 3)]
+
+    async def test_a_new_home_is_asked_in_the_same_order(self, store: SqliteStore) -> None:
+        await self.line(store)
+        strays = await store.read(applications.strays("a", lambda _payer: "c"))
+        await store.write("line up", applications.line_up(strays, NOON_MS))
+        assert (await due(store, 100), await due(store, 100, home="c")) == ([], ["transfer-1"])
+        await decide(store, made(1), Decision.FAILED)
+        assert await due(store, 100, home="c") == ["transfer-2"]
+
+
+async def test_a_withdrawn_application_is_cancelling_until_home_says_more(
+    store: SqliteStore,
+) -> None:
     await accept(store, made())
-    await fail(store, made())
-    await store.write("wake", applications.wake("b", NOON_MS + 5))
-    assert await due(store, 5) == []
-    await store.write("wake", applications.wake("a", NOON_MS + 5))
-    assert await due(store, 5) == ["transfer-1"]
+    for _ in range(2):
+        withdrawn = await withdraw(store, made())
+        assert withdrawn is not None
+        assert withdrawn.state == APPLICATION_STATE_CANCELLING
+        assert not withdrawn.HasField("decide_time")
+    await decide(store, made(), Decision.CANCELLED, "CANCELLED")
+    assert await told(store) == [
+        APPLICATION_STATE_QUEUED,
+        APPLICATION_STATE_CANCELLING,
+        APPLICATION_STATE_CANCELLED,
+    ]
+
+
+@pytest.mark.parametrize("decision", Decision)
+async def test_withdrawing_what_is_decided_changes_nothing(
+    store: SqliteStore, decision: Decision
+) -> None:
+    await accept(store, made())
+    decided = await decide(store, made(), decision)
+    assert await withdraw(store, made()) == decided
+    assert await due(store, 100) == await due(store, 100, applications.ASIDE) == []
+
+
+async def test_withdrawing_nothing_is_nothing(store: SqliteStore) -> None:
+    assert await withdraw(store, made()) is None
 
 
 @pytest.mark.parametrize("decision", Decision)

@@ -21,7 +21,7 @@ from tests.fakes import (
     site,
     temporary_store,
 )
-from tests.unit.test_applications import accept, found, made
+from tests.unit.test_applications import accept, made
 from transfer_svc import app, attempts
 from transfer_svc.attempts import KEPT_MAX, Attempt
 from transfer_svc.dispatch import QueueWorker
@@ -47,9 +47,11 @@ async def test_each_attempt_is_kept_with_its_time_and_reason(store: SqliteStore)
     here = site("a", "a", "b", clock=clock)
     worker = QueueWorker(replace(here, mesh=Mesh("a", {"a": home, "b": home}, clock)), store)
     await accept(store, made())
-    await worker._attempt(await found(store, made()))
-    clock.advance(700)
-    await worker._attempt(await found(store, made()))
+    lane = worker._lanes["b"]
+    for pause_ms in (700, 0):
+        lane.asked[APPLICATION] = None
+        await worker._attempt(lane, APPLICATION)
+        clock.advance(pause_ms)
     assert await store.read(attempts.of(APPLICATION)) == [
         Attempt(1, "b", NOON_MS, NOON_MS + 300, "CENTER_UNREACHABLE"),
         Attempt(2, "b", NOON_MS + 1000, NOON_MS + 1000, ""),

@@ -60,8 +60,10 @@ async def hold(store: SqliteStore, table: CopiedTable, rows: Sequence[Row]) -> N
         )
 
 
-async def install(store: SqliteStore, table: CopiedTable, keys: Range, rows: Sequence[Row]) -> None:
-    await store.write("install", copies.install(table, "b", keys, rows))
+async def install(
+    store: SqliteStore, table: CopiedTable, keys: Range, rows: Sequence[Row]
+) -> list[Row]:
+    return await store.write("install", copies.install(table, "b", keys, rows))
 
 
 async def held(store: SqliteStore, table: CopiedTable, source: str = "b") -> list[Row]:
@@ -351,3 +353,12 @@ def test_merged_is_said_of_whole_topics() -> None:
     """Their digests have a position of all centers; a topic of both kinds would have none."""
     assert CHANGES.merged
     assert all(table.merged for table in CHANGES.tables)
+
+
+async def test_a_row_that_something_stands_in_the_way_of_holds_up_no_other() -> None:
+    async with temporary_store(SCHEMA) as store:
+        await store.write("unique", query("CREATE UNIQUE INDEX value ON thing (value)"))
+        await hold(store, THINGS, [thing("a", value="wanted", center="c")])
+        rows = [thing("x", value="wanted"), thing("y", value="free")]
+        assert await install(store, THINGS, EVERYTHING, rows) == [rows[0]]
+        assert await held(store, THINGS) == [rows[1]]

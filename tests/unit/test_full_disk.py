@@ -26,6 +26,7 @@ from duohuo.v1.session_service_pb2 import (
     LogoutRequest,
     RevokeSessionsRequest,
 )
+from ops.simulation.clocks import SimulatedClock
 from ops.simulation.loop import SimulatedLoop
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
@@ -37,6 +38,7 @@ from session_svc import store as units
 from session_svc.service import SessionService
 from session_svc.sessions import RETRY_INTERVAL_S, STORED_AT_ONCE_MAX, Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
+from sync_bus.log import Stamps
 from tests.fakes import (
     FakeClock,
     FakeDisk,
@@ -362,6 +364,7 @@ def test_the_queues_worker_takes_its_time_on_a_full_disk() -> None:
         disk = FakeDisk()
         async with temporary_store(transfer_app.SCHEMA, transfer_app.TOPICS, ["b"], disk) as store:
             here = site("a", "a", "b")
+            here = replace(here, stamps=Stamps(SimulatedClock(loop), here.stamps.hybrid))
             await accept(store, made())
             disk.full = True
             before = disk.batches
@@ -372,7 +375,8 @@ def test_the_queues_worker_takes_its_time_on_a_full_disk() -> None:
             with suppress(asyncio.CancelledError):
                 await running
 
-    SimulatedLoop("full disk").run(scenario())
+    loop = SimulatedLoop("full disk")
+    loop.run(scenario())
 
 
 class FullFile(StringIO):

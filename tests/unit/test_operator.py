@@ -1,18 +1,29 @@
 """The operators' port is for operators, and says which of its services are silent."""
 
+from typing import Any
+
 import pytest
+from google.protobuf.message import Message
 from grpc import StatusCode
 
 from duohuo.internal.v1.peer_services_pb2 import (
     BookDepositRequest,
     BookDepositResponse,
+    ChangeControlRequest,
     CollectFactsResponse,
     InspectResponse,
+    LimitsChange,
     LookupAccountResponse,
 )
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_CLOSED,
+    ACCOUNT_STATUS_FROZEN,
+    ACCOUNT_STATUS_OPEN,
+    AccountControl,
+    AccountControlChange,
     CenterStatus,
+    CloseAccountRequest,
     DepositRequest,
     DepositResponse,
     DropParkedRequest,
@@ -20,6 +31,8 @@ from duohuo.v1.operator_service_pb2 import (
     EntryName,
     FindTransfersRequest,
     FindTransfersResponse,
+    FreezeAccountRequest,
+    GetAccountControlRequest,
     GetFactsRequest,
     GetStatusRequest,
     ListParkedRequest,
@@ -28,8 +41,10 @@ from duohuo.v1.operator_service_pb2 import (
     ParkedEntry,
     RetryParkedRequest,
     RetryParkedResponse,
+    SetLimitsRequest,
     SpanRecord,
     TransferFacts,
+    UnfreezeAccountRequest,
 )
 from gateway.operator import OperatorGate, OperatorServicer
 from runtime.dispatcher import Incoming
@@ -130,6 +145,59 @@ async def test_an_account_that_its_home_does_not_know_gets_no_money() -> None:
     with pytest.raises(RpcError, match="ACCOUNT_NOT_FOUND"):
         await operator(silent(), home).Deposit(DepositRequest(user=BOB), INCOMING)
     assert len(home.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "request_made", "asked"),
+    [
+        ("FreezeAccount", FreezeAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_FROZEN}),
+        ("UnfreezeAccount", UnfreezeAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_OPEN}),
+        ("CloseAccount", CloseAccountRequest(user=BOB), {"status": ACCOUNT_STATUS_CLOSED}),
+        (
+            "SetLimits",
+            SetLimitsRequest(user=BOB, per_day_minor_units_max=0),
+            {"limits": LimitsChange(per_day_minor_units_max=0)},
+        ),
+        (
+            "SetLimits",
+            SetLimitsRequest(user=BOB, per_transfer_minor_units_max=7),
+            {"limits": LimitsChange(per_transfer_minor_units_max=7)},
+        ),
+    ],
+)
+async def test_what_operators_do_to_an_account_is_done_at_its_home(
+    path: str, request_made: Message, asked: dict[str, Any]
+) -> None:
+    changed = AccountControlChange(after=AccountControl(account_id=BOB))
+
+    def answer(call: Call) -> Reply:
+        if call.method.name == "LookupAccount":
+            return says(LookupAccountResponse(account_id=BOB))(call)
+        return says(changed)(call)
+
+    here, home = silent(), RecordingEndpoint(answer)
+    assert await getattr(operator(here, home), path)(request_made, INCOMING) == changed
+    assert home.calls[-1].method.name == "ChangeControl"
+    done = ChangeControlRequest.FromString(home.calls[-1].request)
+    assert done == ChangeControlRequest(account_id=BOB, who="operator", **asked)
+    assert here.calls == []
+
+
+async def test_what_an_account_may_do_is_asked_at_its_home() -> None:
+    found = AccountControl(account_id=BOB, per_day_minor_units_max=9)
+
+    def answer(call: Call) -> Reply:
+        if call.method.name == "LookupAccount":
+            return says(LookupAccountResponse(account_id=BOB))(call)
+        return says(found)(call)
+
+    home = RecordingEndpoint(answer)
+    request = GetAccountControlRequest(user="bob@example.com")
+    # The identifier's slot decides whom to ask; both centers are this one here.
+    assert await operator(home, home).GetAccountControl(request, INCOMING) == found
+    nobody = RecordingEndpoint(says(LookupAccountResponse()))
+    with pytest.raises(RpcError, match="ACCOUNT_NOT_FOUND"):
+        await operator(nobody, nobody).GetAccountControl(request, INCOMING)
 
 
 async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:

@@ -13,12 +13,17 @@ from duohuo.v1.account_service_pb2 import (
     RegisterRequest,
     UpdateProfileRequest,
 )
+from duohuo.v1.session_service_pb2 import RevokeSessionsRequest
 from ops.simulation.world import SimulatedPasswords
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
 from runtime.peer_clocks import ALARM_MS, PeerClocks
 from runtime.placement import slot_of
-from tests.fakes import NOON_MS, FakeClock, site, temporary_store
+from runtime.store import query
+from session_svc import store as sessions
+from session_svc.service import SessionService
+from session_svc.sessions import Sessions
+from tests.fakes import NOON_MS, FakeClock, account, site, temporary_store
 
 HOUR_MS = 3_600_000
 INCOMING = Incoming("", 5.0)
@@ -135,3 +140,24 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
         clock.jump(-2 * HOUR_MS)
         assert (await service.UpdateProfile(edit, INCOMING)).profile.display_name == "Alicia"
         await service.ChangePassword(change, INCOMING)
+
+
+async def test_a_center_with_a_wrong_clock_refuses_revocations_until_it_is_right(
+    clock: FakeClock,
+) -> None:
+    """Stamped two hours too early, one would be acknowledged and end nothing at the other centers."""
+    here = site("a", "a", "b", "c", clock=clock)
+    async with temporary_store(sessions.SCHEMA, sessions.TOPICS, ["b", "c"]) as store:
+        service = SessionService(here, Sessions("a", store, clock))
+        revoke = RevokeSessionsRequest(account_id=account(1))
+        hear(here.mesh.clocks, clock, b=0, c=0)
+        clock.jump(-2 * HOUR_MS)
+        with pytest.raises(RpcError) as refused:
+            await service.RevokeSessions(revoke, INCOMING)
+        error = refused.value
+        assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "CLOCK_WRONG")
+        assert not error.ran
+        assert await store.read(query("SELECT * FROM revocation")) == []
+        clock.jump(2 * HOUR_MS)
+        await service.RevokeSessions(revoke, INCOMING)
+        assert len(await store.read(query("SELECT * FROM revocation"))) == 1

@@ -344,6 +344,17 @@ class TestRestoring:
             running.cancel()
             assert (await life(a)).generation == 0
 
+    async def test_a_copy_that_has_only_begun_to_arrive_is_waited_for(self) -> None:
+        """Its cursor says nothing yet: that must not be taken for a center that never had anything."""
+        async with centers("a", "b") as two:
+            b = two.service("b")
+            await b.store.write("begin", inbox.begin_install("a", "ledger"))
+            a = await two.lose_disk("a")
+            running = asyncio.create_task(a.recovery.run())
+            await until(lambda: "has not all of it itself" in a.recovery.doing)
+            running.cancel()
+            assert (await life(a)).generation == 0
+
     async def test_all_lose_their_disks_but_one(self) -> None:
         async with centers("a", "b", "c") as three:
             for number, user in enumerate((ALICE, BOB, CAROL)):
@@ -559,13 +570,14 @@ class TestMoney:
     async def test_a_queued_application_comes_back_due_at_once_and_without_attempts(self) -> None:
         async with centers("a", "b") as two:
             application = await two.apply("b", ALICE, CAROL, 30, "transfer-1")
-            later = NOON_MS + 10**6
-            unit = applications.attempted(application, "CENTER_UNREACHABLE", later)
+            unit = applications.attempted(application, "CENTER_UNREACHABLE", NOON_MS, 10**6)
             await two.service("b").store.write("attempted", unit)
             await two.settle()
             b = await two.recover("b")
-            (row,) = await b.store.read(applications.due("b", NOON_MS, 60_000, 10))
-            assert row.message.application_id == application
+            (stray,) = await b.store.read(applications.strays("b", b.site.home_of))
+            assert (stray.application_id, stray.home) == (application, "a")
+            row = await b.store.read(applications.find(application))
+            assert row is not None
             assert (row.message.attempts, row.message.last_attempt_error) == (0, "")
 
 

@@ -72,7 +72,7 @@ async def test_an_application_of_another_body_is_not_moved_by_a_transfer_of_the_
         await two.pay(ALICE, BOB, 10, "transfer-1", body=b"first")
         other = made(payer=ALICE, origin="b")
         at_b = two.centers["b"].store
-        await at_b.write("accept", applications.accept(other, b"other", stamp(0)))
+        await at_b.write("accept", applications.accept(other, b"other", "a", stamp(0)))
         await two.settle()
         assert (await found(at_b, other)).message.state == APPLICATION_STATE_QUEUED
 
@@ -110,7 +110,9 @@ async def test_a_contradicting_decision_does_not_end_the_queues_worker(store: Sq
 
 async def test_a_decision_while_the_watcher_is_busy_is_not_missed(store: SqliteStore) -> None:
     here = site("a", "a", "b")
-    service = TransferService(here, store, Payees(here, store), lambda _source: 0)
+    service = TransferService(
+        here, store, Payees(here, store), lambda _source: 0, lambda _payer: None
+    )
     await accept(store, made())
     request = WatchApplicationsRequest(payer_account_id=made().payer_account_id)
     watch = service.WatchApplications(request, INCOMING)
@@ -222,7 +224,9 @@ async def test_applying_again_returns_the_first_answer_even_after_it_expired(
 ) -> None:
     clock = FakeClock()
     here = site("a", "a", "b", clock=clock)
-    service = TransferService(here, store, Payees(here, store), lambda _source: 0)
+    service = TransferService(
+        here, store, Payees(here, store), lambda _source: 0, lambda _payer: None
+    )
     request = ApplyTransferRequest(
         transfer_id="transfer-1",
         payer_account_id=account(1),

@@ -50,7 +50,9 @@ async def one() -> AsyncIterator[Bank]:
 
 def service(one: Bank) -> TransferService:
     a = one.centers["a"]
-    return TransferService(a.site, a.store, Payees(a.site, a.store), lambda _source: 0)
+    return TransferService(
+        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None
+    )
 
 
 async def test_pages_stay_what_they_are_while_new_entries_arrive(one: Bank) -> None:

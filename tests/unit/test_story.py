@@ -22,6 +22,7 @@ from ops import story
 from ops.story import Known
 from runtime.clock import iso, timestamp
 from runtime.dispatcher import Incoming
+from runtime.store import query
 from tests.fakes import NOON_MS, FakeClock, account
 from tests.unit.bank import Bank, Center, bank
 from transfer_svc import applications, attempts, histories
@@ -218,7 +219,7 @@ async def queued(two: Bank) -> Center:
         create_time=timestamp(NOON_MS),
         expire_time=timestamp(NOON_MS + 100_000),
     )
-    unit = applications.accept(application, b"body", b.site.stamps.now())
+    unit = applications.accept(application, b"body", "a", b.site.stamps.now())
     await b.store.write("accept", unit)
     return b
 
@@ -373,7 +374,9 @@ async def test_nothing_is_known_of_an_id_that_was_never_used(two: Bank) -> None:
 
 async def test_the_gateway_that_took_a_call_is_kept_with_the_transfer(two: Bank) -> None:
     a = two.centers["a"]
-    rpc = TransferService(a.site, a.store, Payees(a.site, a.store), lambda _source: 0)
+    rpc = TransferService(
+        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None
+    )
     request = TransferRequest(
         transfer_id=ID,
         payer_account_id=ALICE,
@@ -383,3 +386,17 @@ async def test_the_gateway_that_took_a_call_is_kept_with_the_transfer(two: Bank)
     with patch.object(Payees, "resolve", AsyncMock(return_value=(ALAN, ""))):
         await rpc.Transfer(request, Incoming(ALICE, 1.0, gateway="b"))
     assert "0 s  b   ALICE asked center b to pay 250 CNY to ALAN at once." in await told(two)
+
+
+async def test_a_refusal_tells_what_was_held_of_the_balance(two: Bank) -> None:
+    a = two.centers["a"]
+    held = query("UPDATE ledger_account SET held = 900 WHERE account_id = ?", ALICE)
+    await a.store.write("hold", held)
+    await two.pay(ALICE, BOB, 101, ID, asked="b")
+    await two.settle()
+    refused = (
+        "0 s  a   Center a, the payer's home, refused: the balance did not suffice"
+        " (INSUFFICIENT_FUNDS). It saw that ALICE had 1000 CNY, of which 900 CNY were held."
+    )
+    assert refused in await told(two, "a")
+    assert refused in await told(two, "b")

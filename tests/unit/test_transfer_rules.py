@@ -183,6 +183,13 @@ def test_a_page_token_of_nobody_is_refused(token: str) -> None:
         ("CANCELLED", StatusCode.FAILED_PRECONDITION),
         ("EXPIRED", StatusCode.FAILED_PRECONDITION),
         ("IDEMPOTENCY_CONFLICT", StatusCode.ALREADY_EXISTS),
+        ("BOOKS_LIMIT", StatusCode.FAILED_PRECONDITION),
+        ("ACCOUNT_FROZEN", StatusCode.FAILED_PRECONDITION),
+        ("ACCOUNT_CLOSED", StatusCode.FAILED_PRECONDITION),
+        ("PAYEE_FROZEN", StatusCode.FAILED_PRECONDITION),
+        ("PAYEE_CLOSED", StatusCode.FAILED_PRECONDITION),
+        ("LIMIT_PER_TRANSFER", StatusCode.FAILED_PRECONDITION),
+        ("LIMIT_PER_DAY", StatusCode.FAILED_PRECONDITION),
     ],
 )
 def test_a_refused_transfer_is_an_error_with_its_reason(reason: str, code: StatusCode) -> None:
@@ -192,6 +199,19 @@ def test_a_refused_transfer_is_an_error_with_its_reason(reason: str, code: Statu
         assert (refused.value.code, refused.value.reason) == (code, reason)
         assert not refused.value.ran
         assert refused.value.message
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("ACCOUNT_FROZEN", "ACCOUNT_CLOSED", "PAYEE_FROZEN", "PAYEE_CLOSED"),
+        *("LIMIT_PER_TRANSFER", "LIMIT_PER_DAY", "HOLDS_LIMIT", "HOLD_CAPTURED", "HOLD_RELEASED"),
+        *("HOLD_EXPIRED", "CAPTURE_TOO_LARGE", "ACCOUNT_NOT_EMPTY", "ACCOUNT_HAS_HOLDS"),
+        "ACCOUNT_HAS_TRANSIT",
+    ],
+)
+def test_a_refusal_says_what_to_do(reason: str) -> None:
+    assert rules.refusal(reason).advice.endswith(".")
 
 
 def test_a_transfer_that_was_made_or_is_on_its_way_is_an_answer() -> None:

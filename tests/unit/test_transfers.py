@@ -181,7 +181,7 @@ async def test_what_the_payee_cannot_take_goes_back_to_the_payer(
     two: Bank, has: int, currency: str, reason: str
 ) -> None:
     await two.deposit(ALICE, 100, "deposit-1")
-    await two.deposit(BOB, has, "deposit-2", currency)
+    await two.fill(BOB, has, currency)
     assert (await two.pay(ALICE, BOB, 60, "transfer-1")).state == TRANSFER_STATE_DEBITED
     await two.settle()
     row = await two.centers["a"].transfer(ALICE, "transfer-1")
@@ -200,8 +200,11 @@ async def test_what_the_payee_cannot_take_goes_back_to_the_payer(
 async def test_at_one_home_what_the_payee_cannot_take_is_refused_at_once(
     two: Bank, has: int, currency: str, reason: str
 ) -> None:
-    await two.deposit(ALICE, 100, "deposit-1")
-    await two.deposit(ALAN, has, "deposit-2", currency)
+    # Hers comes from elsewhere: his is all that may come from outside at this center.
+    await two.deposit(BOB, 100, "deposit-1")
+    await two.pay(BOB, ALICE, 100, "transfer-0")
+    await two.settle()
+    await two.fill(ALAN, has, currency)
     assert (await two.pay(ALICE, ALAN, 60, "transfer-1")).reason == reason
     assert await balances(two, ALICE, ALAN) == [100, has]
 
@@ -279,7 +282,7 @@ async def test_a_posting_that_is_not_covered_leaves_nothing_behind(
 
 async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None:
     store = two.centers["a"].store
-    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a')"
+    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a', 0, 0)"
     with pytest.raises(Exception, match="CHECK"):
         await store.write("overdraw", query(insert, ALICE))
     await store.write("outside", query(insert, "external.a.CNY"))

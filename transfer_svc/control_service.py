@@ -1,0 +1,56 @@
+"""What operators ask of an account's home: to freeze, close or limit it. Part of the peer interface."""
+
+from duohuo.internal.v1.peer_services_pb2 import ChangeControlRequest, GetControlRequest
+from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_UNSPECIFIED,
+    AccountControl,
+    AccountControlChange,
+)
+from runtime.dispatcher import Incoming
+from runtime.errors import invalid
+from runtime.store import Store, Unit
+from sync_bus.site import Site
+from transfer_svc import controls, rules
+from transfer_svc.controls import Change
+
+
+class ControlService:
+    """Serves ChangeControl and GetControl, as the home of the account alone."""
+
+    def __init__(self, site: Site, database: Store) -> None:
+        self._site = site
+        self._store = database
+
+    async def ChangeControl(
+        self, request: ChangeControlRequest, incoming: Incoming
+    ) -> AccountControlChange:
+        self._site.require_home(self._site.slot_of(request.account_id))
+        change = await self._store.write("change control", self._change(request, incoming.operator))
+        if change.refused:
+            raise rules.refusal(change.refused)
+        paid = await self._paid_today(request.account_id)
+        here = self._site.here
+        return AccountControlChange(
+            before=change.before.message(here, paid), after=change.after.message(here, paid)
+        )
+
+    async def GetControl(self, request: GetControlRequest, _incoming: Incoming) -> AccountControl:
+        self._site.require_home(self._site.slot_of(request.account_id))
+        control = await self._store.read(controls.find(request.account_id))
+        return control.message(self._site.here, await self._paid_today(request.account_id))
+
+    def _change(self, request: ChangeControlRequest, who: str) -> Unit[Change]:
+        here, stamp = self._site.here, self._site.stamps.now()
+        account = request.account_id
+        if request.WhichOneof("change") == "limits":
+            limits = request.limits
+            rules.check_limit("per_transfer_minor_units_max", limits.per_transfer_minor_units_max)
+            rules.check_limit("per_day_minor_units_max", limits.per_day_minor_units_max)
+            return controls.set_limits(here, account, limits, who, stamp)
+        if request.status == ACCOUNT_STATUS_UNSPECIFIED:
+            raise invalid("change", "must say what to change")
+        return controls.set_status(here, account, request.status, who, stamp)
+
+    async def _paid_today(self, account_id: str) -> int:
+        now_ms = self._site.clock.wall_ms()
+        return await self._store.read(controls.paid_on_day(account_id, now_ms))
