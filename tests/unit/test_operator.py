@@ -179,7 +179,7 @@ async def test_what_operators_do_to_an_account_is_done_at_its_home(
     assert await getattr(operator(here, home), path)(request_made, INCOMING) == changed
     assert home.calls[-1].method.name == "ChangeControl"
     done = ChangeControlRequest.FromString(home.calls[-1].request)
-    assert done == ChangeControlRequest(account_id=BOB, who="operator", **asked)
+    assert done == ChangeControlRequest(account_id=BOB, **asked)
     assert here.calls == []
 
 
