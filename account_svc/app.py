@@ -3,15 +3,18 @@
 import asyncio
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from account_svc import store
 from account_svc.memory import Memory
 from account_svc.passwords import Passwords
 from account_svc.service import AccountService
+from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
+from duohuo.v1.operator_service_pb2 import TransitFact, Violation
 from runtime.dispatcher import Dispatcher
-from runtime.placement import slot_of
 from runtime.store import Store, Unit
-from sync_bus import audit
+from sync_bus import audit, parked
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
 from sync_bus.node import ServiceNode
@@ -20,6 +23,7 @@ from sync_bus.site import Site
 ROLE = "account"
 SCHEMA = store.SCHEMA
 TOPICS = (*store.TOPICS, audit.topic(ROLE))
+VIOLATIONS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +34,50 @@ class _Inspection:
     async def counts(self) -> dict[str, int]:
         return await self.database.read(store.counts())
 
+    async def overdue(self) -> list[TransitFact]:
+        return []
+
     async def facts(self) -> CollectFactsResponse:
         with self.database.frozen() as frozen:
             return await frozen.read(self._facts())
 
     def _facts(self) -> Unit[CollectFactsResponse]:
-        accounts = yield from store.all_accounts()
         violations = [
-            f"UNIQUE: account {row.account_id} does not stand at its identifier's slot"
-            for row in accounts
-            if self.site.slot_of(row.account_id) != slot_of(row.identifier)
+            Violation(
+                invariant="UNIQUE",
+                center=self.site.here,
+                account_id=account_id,
+                what="it does not stand at its identifier's slot",
+            )
+            for account_id in (yield from store.misplaced(VIOLATIONS_MAX))
+        ]
+        violations += [
+            Violation(
+                invariant="UNIQUE",
+                center=self.site.here,
+                account_id=account_id,
+                what=f"account {other}, which center {source} made, claims the same identifier",
+            )
+            for account_id, other, source in (yield from self._claimed_twice())
         ]
         return CollectFactsResponse(
             violations=violations,
             digests=(yield from digests(self.site, TOPICS)),
         )
+
+    def _claimed_twice(self) -> Unit[list[tuple[str, str, str]]]:
+        """Accounts here, and those of other centers that could not be stored beside them."""
+        found = []
+        for one in (yield from parked.find(None)):
+            try:
+                created = LogRecord.FromString(one.record).account_created
+            except DecodeError:
+                continue
+            if created.identifier:
+                present = yield from store.find_by_identifier(created.identifier)
+                if present is not None and present.account_id != created.account_id:
+                    found.append((present.account_id, created.account_id, one.source))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

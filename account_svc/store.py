@@ -19,6 +19,8 @@ from duohuo.internal.v1.log_pb2 import (
     ProfileChanged,
     RequestsForgotten,
 )
+from runtime.ids import account_slot
+from runtime.placement import slot_of
 from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable
@@ -43,6 +45,8 @@ CREATE TABLE IF NOT EXISTS request (
   body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
+
+PAGE_ROWS = 2000
 
 PASSWORD = "password"  # noqa: S105 - how the history calls that field
 PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
@@ -275,12 +279,21 @@ def counts() -> Unit[dict[str, int]]:
     return {"accounts": rows[0][0]}
 
 
-def all_accounts() -> Unit[list[AccountRow]]:
-    """All accounts, for checking that each claim stands at its identifier's slot."""
-    rows = yield from query(
-        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
-    )
-    return [AccountRow(*row) for row in rows]
+def misplaced(limit: int) -> Unit[list[str]]:
+    """Accounts whose id does not carry their identifier's slot."""
+    found: list[str] = []
+    after = ""
+    while rows := (
+        yield from query(
+            "SELECT account_id, identifier FROM account WHERE account_id > ?"
+            " ORDER BY account_id LIMIT ?",
+            after,
+            PAGE_ROWS,
+        )
+    ):
+        after = rows[-1][0]
+        found += [one for one, identifier in rows if account_slot(one) != slot_of(identifier)]
+    return found[:limit]
 
 
 def _note_request(

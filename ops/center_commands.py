@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ops.arguments import state_of
-from ops.output import Failure, Format, Output, command, say
+from ops.output import Failure, Format, Output, command, progress, say
 
 if TYPE_CHECKING:
     from ops.mesh_file import MeshView
@@ -143,7 +143,7 @@ async def verify(
     """Prove that no money is lost and all copies agree. Example: duohuo verify"""
     from ops import verify as checks
 
-    report = await checks.verify(state_of(context), wait_s)
+    report = await checks.verify(state_of(context), wait_s, progress())
     say(output, report.text(), report.data())
     if not report.passed:
         raise typer.Exit(1)

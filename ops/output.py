@@ -78,6 +78,13 @@ def say(output: Format, text: str, data: Any) -> None:
     print(json.dumps(data, indent=2) if output is Format.JSON else text)  # noqa: T201 - its purpose
 
 
+def progress() -> Callable[[str], None] | None:
+    """Says on a terminal's standard error how far it is, in one line; None if there is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda line: print(f"\r\033[K{line}\r", end="", file=sys.stderr, flush=True)  # noqa: T201 - its purpose
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns for people, wide enough for their cells."""
     cells = [tuple(headings), *(tuple(str(cell) for cell in row) for row in rows)]

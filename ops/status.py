@@ -12,6 +12,7 @@ from ops.client import ask_operator, connected
 from ops.mesh_file import MeshView
 from ops.output import table
 from ops.plain import plain
+from ops.verify import overdue_line
 from runtime.errors import RpcError
 from sync_bus.lag import SILENT_AFTER_MS
 
@@ -174,6 +175,11 @@ def _stores(known: dict[str, CenterStatus]) -> str:
         for name, status in known.items()
         for log in status.logs
         if log.snapshot_needed
+    ]
+    lines += [
+        f"! {overdue_line(name, transit)}"
+        for name, status in known.items()
+        for transit in status.overdue
     ]
     for name, status in known.items():
         for road in status.roads:

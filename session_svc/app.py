@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
+from duohuo.v1.operator_service_pb2 import TransitFact
 from runtime.dispatcher import Dispatcher
 from runtime.store import Store
 from session_svc import store
@@ -28,6 +29,9 @@ class _Inspection:
 
     async def counts(self) -> dict[str, int]:
         return await self.sessions.counts()
+
+    async def overdue(self) -> list[TransitFact]:
+        return []
 
     async def facts(self) -> CollectFactsResponse:
         """Sessions are not copied: only revocations must be the same everywhere."""

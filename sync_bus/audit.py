@@ -106,8 +106,8 @@ def find(
     return [Action(*row) for row in rows]
 
 
-def broken() -> Unit[list[str]]:
-    """Where a center's chain does not hold: the first row that was changed, added or removed."""
+def broken() -> Unit[list[tuple[str, int]]]:
+    """Where a center's chain does not hold: (center, the first number that was changed or removed)."""
     found = []
     rows = yield from query(f"{_SELECT} ORDER BY center, number")
     previous: Action | None = None
@@ -120,7 +120,7 @@ def broken() -> Unit[list[str]]:
         else:
             expected, before = previous.number + 1, previous.hash
         if action.number != expected or action.hash != chained(before, action):
-            found.append(f"AUDIT: the audit log of center {action.center} is broken at {expected}")
+            found.append((action.center, expected))
             skipped = action.center
         previous = action
     return found

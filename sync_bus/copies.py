@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from duohuo.internal.v1.peer_services_pb2 import Cell, CopyRow
 from runtime.store import Row, Unit, query
 
+DIGESTED_ROWS_MAX = 2000
+"""So many are read at a time. Who compares digests must use the same number."""
+
 
 @dataclass(frozen=True, slots=True)
 class CopiedTable:
@@ -24,7 +27,9 @@ class CopiedTable:
     `owner` is the column that names a row's owner. `version` of a row grows with each change. `put`
     stores a row where a plain upsert would not do; in a merged table it gets older ones too, as they may
     be part of a history. Whether a row of a table that is not `complete` is there depends on more than its
-    owner's log.
+    owner's log. A table that is not `digested` is vouched for by another one of its topic. `proven` says
+    whether a row fits what is here of its kind, if that can be said: such a row is not deleted because its
+    owner does not have it any more, and one that does not fit is not taken from its owner.
     """
 
     name: str
@@ -35,6 +40,8 @@ class CopiedTable:
     complete: bool = True
     version: Callable[[Row], Any] = lambda _row: 0
     put: Callable[[Row], Unit[None]] | None = None
+    digested: bool = True
+    proven: Callable[[Row], Unit[bool | None]] | None = None
 
     def key(self, row: Row) -> Row:
         return row[: self.keys]
@@ -55,6 +62,16 @@ class Difference(Enum):
     OLDER = "older"
     ALTERED = "altered"
     EXTRA = "extra"
+
+
+class Found(NamedTuple):
+    """One difference: the owner's row, or the local one if it is EXTRA. One that the rows here contradict
+    is not `trusted`: the owner itself may have been changed by hand.
+    """
+
+    row: Row
+    difference: Difference
+    trusted: bool
 
 
 class Range(NamedTuple):
@@ -95,7 +112,12 @@ def digest(rows: Sequence[Row]) -> str:
 
 def digest_all(table: CopiedTable, source: str) -> Unit[str]:
     """One value for everything of a source, or of all if merged."""
-    return digest((yield from rows_in(table, source, Range())))
+    digested = blake2b(digest_size=16)
+    after: Row | None = None
+    while rows := (yield from rows_in(table, source, Range(after), DIGESTED_ROWS_MAX)):
+        after = table.key(rows[-1])
+        digested.update(repr(rows).encode())
+    return digested.hexdigest()
 
 
 def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -> Unit[list[Row]]:
@@ -130,8 +152,24 @@ def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -
 
 def repair(
     table: CopiedTable, source: str, keys: Range, before: Sequence[Row], owners: Sequence[Row]
-) -> Unit[list[tuple[Row, Difference]]]:
-    """Makes a range of this copy what its owner has; returns what differed.
+) -> Unit[list[Found]]:
+    """Makes a range of this copy what its owner has, where that can be trusted; returns what differed."""
+    found = yield from differences(table, source, keys, before, owners)
+    trusted = [one for one in found if one.trusted]
+    for row, difference, _ in trusted:
+        if difference in (Difference.EXTRA, Difference.ALTERED):
+            yield from _delete(table, row)
+    # Only now: what was wrong may have stood in the way, with a value that is unique.
+    for row, difference, _ in trusted:
+        if difference is not Difference.EXTRA:
+            yield from _put(table, row)
+    return found
+
+
+def differences(
+    table: CopiedTable, source: str, keys: Range, before: Sequence[Row], owners: Sequence[Row]
+) -> Unit[list[Found]]:
+    """How a range of this copy differs from what its owner has.
 
     `before` are the local rows as they were before the owner was asked, `owners` the owner's rows of a
     moment up to which everything has been applied here since.
@@ -142,25 +180,24 @@ def repair(
     for row in before if table.complete else ():
         key = table.key(row)
         if key not in known and local.get(key) == row and table.owner_of(row) == source:
-            found.append((row, Difference.EXTRA))
-            yield from _delete(table, row)
-    wanted = []
+            kept = table.proven is not None and (yield from table.proven(row)) is True
+            found.append(Found(row, Difference.EXTRA, not kept))
     for row in owners:
         if table.owner_of(row) != source:
             continue  # of a merged table: its own owner will be asked
         present = local.get(table.key(row))
         if present is None:
-            if table.complete:
-                wanted.append((row, Difference.MISSING))
+            difference = Difference.MISSING if table.complete else None
         elif table.version(row) > table.version(present):
-            wanted.append((row, Difference.OLDER))
+            difference = Difference.OLDER
         elif present != row and table.version(row) == table.version(present):
-            wanted.append((row, Difference.ALTERED))
-            yield from _delete(table, row)
-    # Only now: what was wrong may have stood in the way, with a value that is unique.
-    for row, _ in wanted:
-        yield from _put(table, row)
-    return found + wanted
+            difference = Difference.ALTERED
+        else:
+            difference = None
+        if difference is not None:
+            refuted = table.proven is not None and (yield from table.proven(row)) is False
+            found.append(Found(row, difference, not refuted))
+    return found
 
 
 def encoded(rows: Sequence[Row]) -> list[CopyRow]:

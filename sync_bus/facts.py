@@ -47,5 +47,7 @@ def digest_of(topic: Topic, source: str) -> Unit[str]:
     """One value for all that a source's topic adds up to here; for all sources if it is merged."""
     digest = blake2b(digest_size=16)
     for table in topic.tables:
+        if not table.digested:
+            continue
         digest.update((yield from copies.digest_all(table, source)).encode())
     return digest.hexdigest()

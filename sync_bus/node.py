@@ -13,6 +13,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
 )
 from duohuo.v1.operator_service_pb2 import (
     AuditAction,
+    CopyName,
     DropParkedRequest,
     DropParkedResponse,
     EntryName,
@@ -23,14 +24,17 @@ from duohuo.v1.operator_service_pb2 import (
     LogStatus,
     RetryParkedRequest,
     RetryParkedResponse,
+    TransitFact,
+    Violation,
 )
 from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
-from runtime.errors import invalid
+from runtime.errors import RpcError, invalid
 from runtime.store import Store, Unit, query
 from sync_bus import audit, inbox, log, parked
 from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.bus import Bus
+from sync_bus.copies import CopiedTable, Found
 from sync_bus.feed import FeedServicer
 from sync_bus.inbox import Handler
 from sync_bus.log import Stamp, Topic
@@ -47,6 +51,10 @@ class Inspection(Protocol):
     """A service's own part of status and verify."""
 
     async def counts(self) -> dict[str, int]: ...
+
+    async def overdue(self) -> list[TransitFact]:
+        """What should have been done long ago."""
+        ...
 
     async def facts(self) -> CollectFactsResponse: ...
 
@@ -114,6 +122,8 @@ class ServiceNode:
         self._store = database
         self._here = site.here
         self._stamps = site.stamps
+        self._topics = {topic.name: topic for topic in topics}
+        self._peers = site.mesh.peers
         self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(
@@ -142,6 +152,7 @@ class ServiceNode:
             clock_wrong=self._clocks.local_is_wrong(),
             logs=await self._logs(),
             recovering=self._recovery.doing,
+            overdue=await self._inspection.overdue(),
         )
 
     async def _logs(self) -> list[LogStatus]:
@@ -158,18 +169,37 @@ class ServiceNode:
         ]
 
     async def CollectFacts(
-        self, _request: CollectFactsRequest, _incoming: Incoming
+        self, request: CollectFactsRequest, _incoming: Incoming
     ) -> CollectFactsResponse:
         facts = await self._inspection.facts()
-        cursors = await self._store.read(inbox.inspect())
+        waiting = await self._store.read(parked.find(None))
+        facts.violations.extend(one.violation(self._here) for one in waiting)
         facts.violations.extend(
-            f"CONVERGE: {one.parked} of {one.topic} of center {one.source} could not be applied"
-            f" (duohuo parked list {self._here})"
-            for one in cursors
-            if one.parked
+            Violation(
+                invariant="AUDIT",
+                center=self._here,
+                number=number,
+                what=f"the audit log of center {center} does not fit its chain",
+            )
+            for center, number in await self._store.read(audit.broken())
         )
-        facts.violations.extend(await self._store.read(audit.broken()))
+        for name in request.compare:
+            await self._compare(name, facts)
         return facts
+
+    async def _compare(self, name: CopyName, facts: CollectFactsResponse) -> None:
+        """Compares a copy with its owner row by row, if both are there to be compared now."""
+        topic = self._topics.get(name.topic)
+        if topic is None or name.source_center not in self._peers:
+            return
+        try:
+            found = await self._anti_entropy.differences(name.source_center, topic)
+        except RpcError:
+            return
+        facts.compared.append(name)
+        facts.violations.extend(
+            _difference(self._here, name.source_center, table, one) for table, one in found
+        )
 
     async def ListParked(
         self, _request: ListParkedRequest, _incoming: Incoming
@@ -239,3 +269,17 @@ def _with_audit(handler: Handler) -> Handler:
             yield from handler(source, record, stamp)
 
     return apply
+
+
+def _difference(here: str, owner: str, table: CopiedTable, found: Found) -> Violation:
+    """A row of a copy that is not what its owner has; named by the ids in it."""
+    named = dict(zip(table.columns, found.row, strict=True))
+    what = f"{table.name} of center {owner}: {found.difference.value}"
+    return Violation(
+        invariant="CONVERGE",
+        center=here,
+        account_id=str(named.get("account_id", named.get("payer_account_id", ""))),
+        transfer_id=str(named.get("transfer_id", "")),
+        number=int(named.get("number", 0)),
+        what=what if found.trusted else f"{what}, but its owner's row does not fit its chain",
+    )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
-from duohuo.v1.operator_service_pb2 import EntryName, ParkedAction, ParkedEntry
+from duohuo.v1.operator_service_pb2 import EntryName, ParkedAction, ParkedEntry, Violation
 from runtime.clock import timestamp
 from runtime.store import Unit, query
 from sync_bus import audit, inbox
@@ -63,6 +63,25 @@ class Parked(NamedTuple):
             reason=self.reason,
             park_time=timestamp(self.time_ms),
             kind=kind,
+        )
+
+    def violation(self, here: str) -> Violation:
+        """What is broken as long as it waits at a center."""
+        shown = self.shown()
+        kind = shown.kind or "entry"
+        try:
+            record = LogRecord.FromString(self.record)
+            body = getattr(record, shown.kind) if shown.kind else record
+        except DecodeError:
+            body = LogRecord()
+        names = {field.name: value for field, value in body.ListFields()}
+        return Violation(
+            invariant="CONVERGE",
+            center=here,
+            account_id=names.get("account_id", names.get("payer_account_id", "")),
+            transfer_id=names.get("transfer_id", ""),
+            what=f"{kind} {self.seq} of {self.topic} of center {self.source} could not be applied:"
+            f" {self.reason} (duohuo parked list {here})",
         )
 
 

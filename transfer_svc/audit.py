@@ -5,16 +5,20 @@ from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from duohuo.v1.money_pb2 import Money
-from duohuo.v1.operator_service_pb2 import LedgerSum, TransitFact
+from duohuo.v1.operator_service_pb2 import LedgerSum, TransitFact, Violation
 from runtime.clock import timestamp
 from runtime.store import Store, Unit, query
+from sync_bus import inbox, log
 from sync_bus.facts import digests
 from sync_bus.log import Topic
 from sync_bus.site import Site
-from transfer_svc import applications, holds, transfers
+from transfer_svc import applications, holds, invariants, ledger, transfers
 
-VIOLATIONS_MAX = 100
 TRANSITS_MAX = 1000
+VIOLATIONS_MAX = 100
+OVERDUE_MAX = 20
+OVERDUE_AFTER_MS = 60_000
+"""A transfer between two homes takes seconds. What takes longer is told to operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,9 @@ class Audit:
 
     async def counts(self) -> dict[str, int]:
         return await self.database.read(self._counts())
+
+    async def overdue(self) -> list[TransitFact]:
+        return await self.database.read(self._overdue())
 
     async def facts(self) -> CollectFactsResponse:
         with self.database.frozen() as frozen:
@@ -49,19 +56,63 @@ class Audit:
     def _facts(self) -> Unit[CollectFactsResponse]:
         facts = CollectFactsResponse()
         facts.ledger_sums.extend((yield from _sums(self.site.here)))
-        facts.violations.extend((yield from _violations()))
-        facts.digests.extend((yield from digests(self.site, self.topics)))
-        for row in (yield from transfers.in_transit(self.site.here, TRANSITS_MAX)):
-            facts.transits.append(
-                TransitFact(
-                    transfer_id=row.transfer_id,
-                    payer_account_id=row.payer_account_id,
-                    payee_home=row.payee_home,
-                    amount=Money(currency_code=row.currency, minor_units=row.minor_units),
-                    debit_time=timestamp(row.create_ms),
-                )
+        facts.violations.extend(
+            (yield from invariants.violations(self.site.here, self.site.mesh.peers))
+        )
+        facts.violations.extend(
+            Violation(
+                invariant="NO-OVERDRAFT",
+                center=self.site.here,
+                account_id=account_id,
+                what=f"keeps {kept} back, its holds {held}",
             )
+            for account_id, kept, held in (yield from holds.unequal(VIOLATIONS_MAX))
+        )
+        facts.digests.extend((yield from digests(self.site, self.topics)))
+        facts.transits.extend((yield from self._transits(TRANSITS_MAX)))
         return facts
+
+    def _overdue(self) -> Unit[list[TransitFact]]:
+        transits = yield from self._transits(OVERDUE_MAX)
+        return [one for one in transits if one.waiting_ms > OVERDUE_AFTER_MS]
+
+    def _transits(self, limit: int) -> Unit[list[TransitFact]]:
+        """What is on its way from here, the oldest first."""
+        now_ms = self.site.clock.wall_ms()
+        rows = yield from transfers.in_transit(self.site.here, limit)
+        waits_for = {}
+        for peer in {row.payee_home for row in rows}:
+            waits_for[peer] = yield from self._waits_for(peer)
+        return [
+            TransitFact(
+                transfer_id=row.transfer_id,
+                payer_account_id=row.payer_account_id,
+                payee_home=row.payee_home,
+                amount=Money(currency_code=row.currency, minor_units=row.minor_units),
+                debit_time=timestamp(row.create_ms),
+                waiting_ms=max(0, now_ms - row.create_ms),
+                waits_for=waits_for[row.payee_home],
+            )
+            for row in rows
+        ]
+
+    def _waits_for(self, peer: str) -> Unit[str]:
+        """Why nothing has come of a debit for a center's account, as far as it is known here."""
+        if peer not in self.site.mesh.peers:
+            return f"center {peer}, which is not of this mesh"
+        if not self.site.mesh.reachable(peer):
+            return f"center {peer}, which does not answer"
+        copy = yield from inbox.copy_of(peer, ledger.LEDGER.name)
+        if copy.parked:
+            return f"{copy.parked} parked entries of center {peer} (duohuo parked list {self.site.here})"
+        if copy.installing:
+            return f"a snapshot of center {peer}, which is being installed"
+        confirmed = yield from log.confirmations(peer)
+        head = (yield from log.position(ledger.LEDGER.name)).seq
+        behind = head - confirmed.get(ledger.LEDGER.name, 0)
+        if behind > 0:
+            return f"center {peer}, which is {behind} entries behind"
+        return f"the answer of center {peer}"
 
 
 def _sums(center: str) -> Unit[list[LedgerSum]]:
@@ -81,39 +132,3 @@ def _sums(center: str) -> Unit[list[LedgerSum]]:
         )
         for row in rows
     ]
-
-
-def _violations() -> Unit[list[str]]:
-    """Broken invariants in this center's own database, each named."""
-    found = []
-    rows = yield from query(
-        "SELECT account_id, balance FROM ledger_account"
-        " WHERE balance < 0 AND account_id NOT LIKE '%.%' LIMIT ?",
-        VIOLATIONS_MAX,
-    )
-    found += [f"NO-OVERDRAFT: account {row[0]} has {row[1]}" for row in rows]
-    unequal = yield from holds.unequal(VIOLATIONS_MAX)
-    found += [
-        f"NO-OVERDRAFT: account {row[0]} keeps {row[1]} back, its holds {row[2]}" for row in unequal
-    ]
-    rows = yield from query(
-        "SELECT a.account_id, a.balance, coalesce(sum(e.minor_units), 0), a.last_number, count(e.number)"
-        " FROM ledger_account a LEFT JOIN entry e ON e.account_id = a.account_id"
-        " GROUP BY a.account_id HAVING a.balance <> coalesce(sum(e.minor_units), 0)"
-        " OR a.last_number <> count(e.number) LIMIT ?",
-        VIOLATIONS_MAX,
-    )
-    found += [
-        f"CONSERVE: account {row[0]} has {row[1]}, its {row[4]} of {row[3]} entries sum to {row[2]}"
-        for row in rows
-    ]
-    rows = yield from query(
-        "SELECT e.center, e.transfer_id, e.kind, sum(e.minor_units) FROM entry e"
-        " GROUP BY e.center, e.transfer_id, e.kind HAVING sum(e.minor_units) <> 0 LIMIT ?",
-        VIOLATIONS_MAX,
-    )
-    found += [
-        f"CONSERVE: the entries of transfer {row[1]} at center {row[0]} sum to {row[3]}"
-        for row in rows
-    ]
-    return found

@@ -6,6 +6,8 @@ behind it. Nor may it go below what `holds` keep back of it. System accounts hav
 users, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the copies of
 other centers' accounts: whoever is home writes, the others copy what home wrote.
 
+Each account's entries form a hash chain (`chain`); one that does not fit takes no further entry.
+
 An amount is checked before anything is written; the CHECKs stand behind that, and keep every number, and
 every sum of them, far from what 64 bits can hold.
 """
@@ -17,7 +19,7 @@ from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
-from transfer_svc import refusals
+from transfer_svc import chain, refusals
 from transfer_svc.rules import (
     AMOUNT_MINOR_UNITS_MAX,
     BALANCE_MINOR_UNITS_MAX,
@@ -31,6 +33,7 @@ CREATE TABLE IF NOT EXISTS ledger_account (
     CHECK (balance BETWEEN -{BOOKED_MINOR_UNITS_MAX} AND {BOOKED_MINOR_UNITS_MAX}),
   last_number INTEGER NOT NULL, center TEXT NOT NULL,
   held INTEGER NOT NULL CHECK (held >= 0), held_number INTEGER NOT NULL,
+  head BLOB NOT NULL,
   CHECK (balance >= held OR account_id LIKE '%.%'),
   CHECK (held = 0 OR account_id NOT LIKE '%.%')) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
@@ -39,7 +42,7 @@ CREATE TABLE IF NOT EXISTS entry (
   minor_units INTEGER NOT NULL CHECK (minor_units <> 0
     AND minor_units BETWEEN -{AMOUNT_MINOR_UNITS_MAX} AND {AMOUNT_MINOR_UNITS_MAX}),
   balance_after INTEGER NOT NULL,
-  counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL,
+  counterparty TEXT NOT NULL, memo TEXT NOT NULL, time_ms INTEGER NOT NULL, hash BLOB NOT NULL,
   PRIMARY KEY (account_id, number)) STRICT, WITHOUT ROWID;
 """
 
@@ -50,19 +53,22 @@ LEDGER = Topic(
     (
         CopiedTable(
             "ledger_account",
-            columns("account_id currency balance last_number center held held_number"),
+            columns("account_id currency balance last_number center held held_number head"),
             keys=1,
             owner="center",
             version=lambda row: row[3] + row[6],
+            proven=chain.account_proven,
         ),
         CopiedTable(
             "entry",
             columns(
                 "account_id number center kind transfer_id minor_units balance_after"
-                " counterparty memo time_ms"
+                " counterparty memo time_ms hash"
             ),
             keys=2,
             owner="center",
+            proven=chain.entry_proven,
+            digested=False,  # the heads of the chains stand for all entries
         ),
         # The tables of `transfers` and `refusals`: they change with the same entries.
         CopiedTable(
@@ -166,7 +172,7 @@ def hold_back(account_id: str, minor_units: int) -> Unit[Leg]:
     rows = yield from query(
         "UPDATE ledger_account SET held = held + ?1, held_number = held_number + 1"
         " WHERE account_id = ?2 AND held + ?1 BETWEEN 0 AND balance"
-        " RETURNING balance, last_number, held, held_number",
+        " RETURNING balance, last_number, held, held_number, head",
         minor_units,
         account_id,
     )
@@ -229,9 +235,9 @@ def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
 def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
     """Repeats what an account of another center's has become; a later state that is here stays."""
     yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
+        "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
         " SET balance = excluded.balance, last_number = excluded.last_number,"
-        " held = excluded.held, held_number = excluded.held_number"
+        " held = excluded.held, held_number = excluded.held_number, head = excluded.head"
         " WHERE excluded.last_number + excluded.held_number > last_number + held_number",
         leg.account_id,
         currency,
@@ -240,6 +246,7 @@ def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
         center,
         leg.held_after,
         leg.held_number,
+        leg.hash,
     )
 
 
@@ -265,19 +272,30 @@ def _move(
     stamp: Stamp,
 ) -> Unit[Leg]:
     yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0) ON CONFLICT DO NOTHING",
+        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
         account_id,
         posting.currency_code,
         center,
+        chain.START,
     )
+    last = yield from chain.last(account_id)
+    leg = Leg(
+        account_id=account_id,
+        minor_units=minor_units,
+        balance_after=last.balance + minor_units,
+        number=last.number + 1,
+    )
+    entry = _entry(center, posting, leg, counterparty, stamp.time_ms)
+    leg.hash = chain.link(last.head, posting.currency_code, entry)
     rows = yield from query(
-        "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1"
+        "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1, head = ?5"
         " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= held OR ?4)"
-        " RETURNING balance, last_number, held, held_number",
+        " RETURNING balance, last_number, held, held_number, head",
         minor_units,
         account_id,
         posting.currency_code,
         int(is_system(account_id)),
+        leg.hash,
     )
     if not rows:
         raise NotCovered(account_id)
@@ -287,7 +305,7 @@ def _move(
 
 
 def _leg(account_id: str, minor_units: int, row: Row) -> Leg:
-    balance, number, held, held_number = row
+    balance, number, held, held_number, head = row
     return Leg(
         account_id=account_id,
         minor_units=minor_units,
@@ -295,6 +313,7 @@ def _leg(account_id: str, minor_units: int, row: Row) -> Leg:
         number=number,
         held_after=held,
         held_number=held_number,
+        hash=head,
     )
 
 
@@ -302,7 +321,16 @@ def _insert_entry(
     center: str, posting: Posting, leg: Leg, counterparty: str, time_ms: int
 ) -> Unit[None]:
     yield from query(
-        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *_entry(center, posting, leg, counterparty, time_ms),
+        leg.hash,
+    )
+
+
+def _entry(
+    center: str, posting: Posting, leg: Leg, counterparty: str, time_ms: int
+) -> chain.EntryFields:
+    return chain.EntryFields(
         leg.account_id,
         leg.number,
         center,

@@ -57,6 +57,11 @@ def verdict(cli: Cli) -> Any:
     return json.loads(done.stdout)
 
 
+def lines(found: Any) -> str:
+    """Its violations, as people read them."""
+    return "\n".join(one["line"] for one in found["violations"])
+
+
 def test_what_cannot_be_decoded_is_parked_until_an_operator_drops_it(mesh: RunningMesh) -> None:
     roads = (("account", "accounts"), ("account", "changes"), ("transfer", "ledger"))
     names = [append_garbage(mesh, "a", *road) for road in roads]
@@ -72,8 +77,8 @@ def test_what_cannot_be_decoded_is_parked_until_an_operator_drops_it(mesh: Runni
     )
     assert {parked(mesh, "b")[name] for name in names} == {"UNDECODABLE"}
     assert "PARKED" in mesh.cli.run("status").stdout
-    told = " ".join(verdict(mesh.cli)["violations"])
-    assert all(f"1 of {topic} of center a could not be applied" in told for _, topic in roads)
+    told = lines(verdict(mesh.cli))
+    assert all(f"of {topic} of center a could not be applied" in told for _, topic in roads)
 
     for name in names:
         assert mesh.cli.run("parked", "retry", "b", name).returncode == 1
@@ -97,8 +102,9 @@ def test_a_parked_account_does_not_hold_back_what_follows_it(mesh: RunningMesh) 
     mesh.cli.json("profile", user, "--name", "Dependant", "--center", "a")
     wait_until(lambda: "IntegrityError" in parked(mesh, "b").values())
     (name,) = parked(mesh, "b")
-    told = " ".join(verdict(mesh.cli)["violations"])
-    assert "1 of accounts of center a could not be applied" in told
+    told = lines(verdict(mesh.cli))
+    assert "of accounts of center a could not be applied" in told
+    assert f"UNIQUE: center b, account {planted}: account " in told
     # Another account goes on; this one's password and profile are there before it.
     other = new_user(mesh.cli, "a")
     mesh.cli.json("login", other, "--center", "b")
@@ -128,7 +134,7 @@ def test_a_parked_posting_is_missed_until_it_is_retried(mesh: RunningMesh) -> No
     waiting = parked(mesh, "b")
     assert list(waiting.values()) == ["IntegrityError", "IntegrityError"]
     found = verdict(mesh.cli)
-    assert any("of ledger of center a could not be applied" in one for one in found["violations"])
+    assert "of ledger of center a could not be applied" in lines(found)
     assert sum("is on its way from a to b" in one for one in found["in_flight"]) == 2
 
     with database(mesh, "b", "transfer") as rows:

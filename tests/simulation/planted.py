@@ -30,7 +30,7 @@ from sync_bus.log import Stamp, Topic
 from sync_bus.recovery import Recovery
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
-from transfer_svc import dispatch, ledger, transfers
+from transfer_svc import chain, dispatch, ledger, transfers
 from transfer_svc.inbound import Inbound
 from transfer_svc.service import TransferService
 from transfer_svc.states import TransferEvent
@@ -117,22 +117,27 @@ def balance_checked_before_the_transaction(patch: Patch) -> None:
         stamp: Stamp,
     ) -> Unit[Any]:
         yield from query(
-            "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
             account_id,
             posting.currency_code,
             center,
+            chain.START,
         )
-        rows = yield from query(
-            "UPDATE ledger_account SET balance = balance + ?, last_number = last_number + 1"
-            " WHERE account_id = ? RETURNING balance, last_number",
-            minor_units,
-            account_id,
-        )
+        last = yield from chain.last(account_id)
         leg = Leg(
             account_id=account_id,
             minor_units=minor_units,
-            balance_after=rows[0][0],
-            number=rows[0][1],
+            balance_after=last.balance + minor_units,
+            number=last.number + 1,
+        )
+        entry = ledger._entry(center, posting, leg, counterparty, stamp.time_ms)
+        leg.hash = chain.link(last.head, posting.currency_code, entry)
+        yield from query(
+            "UPDATE ledger_account SET balance = balance + ?, last_number = last_number + 1,"
+            " head = ? WHERE account_id = ?",
+            minor_units,
+            leg.hash,
+            account_id,
         )
         yield from ledger._insert_entry(center, posting, leg, counterparty, stamp.time_ms)
         return leg

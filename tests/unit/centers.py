@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from unittest.mock import patch
@@ -10,12 +10,16 @@ from unittest.mock import patch
 import account_svc.app
 import transfer_svc.app
 from account_svc.passwords import Passwords
-from duohuo.internal.v1.peer_services_pb2 import ExchangeRequest, ExchangeResponse
+from duohuo.internal.v1.peer_services_pb2 import (
+    CollectFactsRequest,
+    ExchangeRequest,
+    ExchangeResponse,
+)
 from duohuo.v1.money_pb2 import Money
-from duohuo.v1.operator_service_pb2 import CenterFacts
+from duohuo.v1.operator_service_pb2 import CenterFacts, CopyName
 from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
 from ops.verify import judge
-from runtime.dispatcher import Dispatcher
+from runtime.dispatcher import Dispatcher, Incoming
 from runtime.endpoint import Call, Endpoint, Reply, ask
 from runtime.errors import unreachable
 from runtime.mesh import Mesh
@@ -262,15 +266,20 @@ class Centers(Bank):
                         await self.service(name).follow(peer)
         raise AssertionError("centers do not settle")
 
-    async def facts(self) -> dict[str, CenterFacts]:
+    async def facts(
+        self, compare: Mapping[str, Sequence[CopyName]] | None = None
+    ) -> dict[str, CenterFacts]:
+        """Of each center, some also comparing copies row by row."""
         found = {}
         for name in self.names:
-            one = await self.service(name).node._inspection.facts()
+            request = CollectFactsRequest(compare=(compare or {}).get(name, ()))
+            one = await self.service(name).node.CollectFacts(request, Incoming("", 60))
             found[name] = CenterFacts(
                 ledger_sums=one.ledger_sums,
                 digests=one.digests,
                 violations=one.violations,
                 transits=one.transits,
+                compared=one.compared,
             )
         return found
 

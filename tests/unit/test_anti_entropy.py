@@ -11,6 +11,7 @@ from account_svc import store as accounts
 from account_svc.store import ACCOUNTS, CHANGES, AccountRow
 from duohuo.internal.v1.peer_services_pb2 import CopyPage
 from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
+from ops.verify import judge
 from runtime.errors import RpcError
 from runtime.grpc_client import MESSAGE_BYTES_MAX
 from runtime.identifiers import IDENTIFIER_LENGTH_MAX
@@ -92,9 +93,9 @@ async def test_a_copy_changed_by_hand_is_repaired_counted_and_told(
     two: Centers, name: str, statement: str, count: int
 ) -> None:
     a, b = two.service("a"), two.service("b")
-    topic, table = TABLES[name]
+    _, table = TABLES[name]
     await by_hand(b, statement)
-    assert await a.digest("a", topic) != await b.digest("a", topic)
+    assert not judge(await two.facts(), ["a", "b"]).passed
     with structlog.testing.capture_logs() as told:
         await compare_all(b, "a")
     assert await rows(b, table, "a") == await rows(a, table, "a")
@@ -116,12 +117,38 @@ async def test_copies_that_are_the_same_cost_one_digest(two: Centers) -> None:
 async def test_an_owner_that_asks_its_copies_repairs_nothing_of_its_own(two: Centers) -> None:
     """The owner is right, also when somebody changed it by hand: the copies follow it."""
     a, b = two.service("a"), two.service("b")
-    await by_hand(a, "UPDATE entry SET memo = 'by hand' WHERE center = 'a' AND number = 1")
-    own = await rows(a, TABLES["entry"][1], "a")
+    await by_hand(a, "UPDATE transfer SET memo = 'by hand' WHERE center = 'a'")
+    own = await rows(a, TABLES["transfer"][1], "a")
     await compare_all(a, "b")
-    assert await rows(a, TABLES["entry"][1], "a") == own
+    assert await rows(a, TABLES["transfer"][1], "a") == own
     await compare_all(b, "a")
-    assert await rows(b, TABLES["entry"][1], "a") == own
+    assert await rows(b, TABLES["transfer"][1], "a") == own
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("entry", "UPDATE entry SET memo = 'by hand' WHERE center = 'a' AND number = 1"),
+        ("entry", "UPDATE entry SET minor_units = minor_units + 1 WHERE center = 'a'"),
+        ("entry", "DELETE FROM entry WHERE center = 'a' AND number = 2"),
+        ("ledger_account", "UPDATE ledger_account SET balance = balance + 1 WHERE center = 'a'"),
+        ("ledger_account", "UPDATE ledger_account SET head = x'00' WHERE center = 'a'"),
+    ],
+)
+async def test_an_owners_rows_that_do_not_fit_their_chain_are_not_spread(
+    two: Centers, name: str, statement: str
+) -> None:
+    """The copies keep what was posted: from them people can see what it was."""
+    a, b = two.service("a"), two.service("b")
+    table = TABLES[name][1]
+    posted = await rows(b, table, "a")
+    await by_hand(a, statement)
+    with structlog.testing.capture_logs() as told:
+        await compare_all(b, "a")
+    assert await rows(b, table, "a") == posted
+    assert {line["event"] for line in told} == {"owner not believed"}
+    assert await b.repaired() == {"a": 0}
+    assert not judge(await two.facts(), ["a", "b"]).passed
 
 
 async def test_many_rows_are_compared_some_at_a_time(two: Centers) -> None:
@@ -136,7 +163,7 @@ async def test_many_rows_are_compared_some_at_a_time(two: Centers) -> None:
         await by_hand(
             b,
             "INSERT INTO entry SELECT '~' || account_id, number, center, kind,"
-            " transfer_id, minor_units, balance_after, counterparty, memo, time_ms"
+            " transfer_id, minor_units, balance_after, counterparty, memo, time_ms, hash"
             " FROM entry WHERE center = 'a'",
         )
         await compare_all(b, "a")

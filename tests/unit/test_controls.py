@@ -24,7 +24,7 @@ from tests.fakes import NOON_MS, account
 from tests.unit.bank import Bank, bank
 from transfer_svc import controls, holds, ledger, transfers
 from transfer_svc.controls import Control, cannot_pay
-from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX, DAY_MS, Order
+from transfer_svc.rules import DAY_MS, Order
 
 ALICE, ALAN, BOB = account(0), account(2), account(1)
 """At home at a, a and b."""
@@ -254,26 +254,27 @@ async def test_compensation_is_paid_from_an_account_of_its_own(two: Bank) -> Non
 
 
 @pytest.mark.parametrize("payer", ["external.a", "compensation.a", ALICE])
-async def test_no_account_of_the_books_grows_without_bounds(two: Bank, payer: str) -> None:
+async def test_no_account_of_the_books_grows_without_bounds(
+    two: Bank, payer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sum of all balances stays far from what 64 bits hold."""
     a = two.centers["a"]
-    full = {ALICE: "transit.a.b.CNY"}.get(payer, f"{payer}.CNY")
-    sign = 1 if payer == ALICE else -1
-    await a.store.write(
-        "full",
-        query(
-            "INSERT INTO ledger_account VALUES (?1, 'CNY', ?2, 1, 'a', 0, 0)"
-            " ON CONFLICT DO UPDATE SET balance = ?2",
-            full,
-            sign * (BALANCE_MINOR_UNITS_MAX - 5),
-        ),
-    )
-    for amount, reason in ((6, "BOOKS_LIMIT"), (5, "")):
-        payee = BOB if payer == ALICE else ALAN
+    await two.deposit(ALICE, 1000, "deposit-of-a-thousand")
+
+    async def reason(amount: int, payee: str) -> str:
         order = Order(f"transfer-{amount}", payer, payee, "CNY", amount, "", b"body")
         home = "b" if payer == ALICE else "a"
         unit = transfers.decide("a", order, home, "", a.site.stamps.now())
-        assert (await a.store.write("decide", unit)).reason == reason
+        return (await a.store.write("decide", unit)).reason
+
+    assert await reason(100, BOB if payer == ALICE else ALAN) == ""
+    full = {ALICE: "transit.a.b.CNY"}.get(payer, f"{payer}.CNY")
+    account = await a.store.read(ledger.find(full))
+    assert account is not None
+    monkeypatch.setattr(ledger, "BALANCE_MINOR_UNITS_MAX", abs(account.balance) + 5)
+    other = BOB if payer == ALICE else ALICE
+    monkeypatch.setattr(ledger, "cannot_receive", lambda *_: "")
+    assert [await reason(6, other), await reason(5, other)] == ["BOOKS_LIMIT", ""]
 
 
 @pytest.mark.parametrize(

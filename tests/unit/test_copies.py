@@ -79,7 +79,9 @@ async def repair(
 ) -> list[tuple[Row, Difference]]:
     if before is None:
         before = await store.read(copies.rows_in(table, "b", keys))
-    return await store.write("repair", copies.repair(table, "b", keys, before, owners))
+    found = await store.write("repair", copies.repair(table, "b", keys, before, owners))
+    assert all(one.trusted for one in found)
+    return [(one.row, one.difference) for one in found]
 
 
 things = st.lists(

@@ -338,4 +338,5 @@ async def test_the_audit_names_an_account_whose_holds_do_not_add_up(two: Bank) -
     assert not (await audit.facts()).violations
     await home.store.write("damage", query("UPDATE ledger_account SET held = 59 WHERE held = 60"))
     (found,) = (await audit.facts()).violations
-    assert found == f"NO-OVERDRAFT: account {ALICE} keeps 59 back, its holds 60"
+    assert (found.invariant, found.account_id) == ("NO-OVERDRAFT", ALICE)
+    assert found.what == "keeps 59 back, its holds 60"

@@ -45,10 +45,11 @@ from duohuo.v1.operator_service_pb2 import (
     SpanRecord,
     TransferFacts,
     UnfreezeAccountRequest,
+    Violation,
 )
 from gateway.operator import OperatorGate, OperatorServicer
 from runtime.dispatcher import Incoming
-from runtime.endpoint import AUTHORIZATION, Call, Reply
+from runtime.endpoint import AUTHORIZATION, OPERATOR, Call, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import method
@@ -56,7 +57,7 @@ from tests.fakes import FakeClock, RecordingEndpoint, account, fails, placement,
 
 GET_STATUS = method("/duohuo.v1.OperatorService/GetStatus")
 OPERATOR_TOKEN = "operator-token"
-INCOMING = Incoming("", 5.0)
+INCOMING = Incoming("", 5.0, operator="ann")
 BOB = account(1)
 """At home at b."""
 
@@ -180,6 +181,7 @@ async def test_what_operators_do_to_an_account_is_done_at_its_home(
     assert home.calls[-1].method.name == "ChangeControl"
     done = ChangeControlRequest.FromString(home.calls[-1].request)
     assert done == ChangeControlRequest(account_id=BOB, **asked)
+    assert home.calls[-1].metadata[OPERATOR] == INCOMING.operator
     assert here.calls == []
 
 
@@ -208,7 +210,7 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
             return says(
                 InspectResponse(counts={f"{call.method.role}s": 3}, clock_drift_ms={"b": -1001})
             )(call)
-        return says(CollectFactsResponse(violations=[f"of {call.method.role}"]))(call)
+        return says(CollectFactsResponse(violations=[Violation(what=call.method.role)]))(call)
 
     servicer = operator(RecordingEndpoint(answer), silent())
     status = await servicer.GetStatus(GetStatusRequest(), INCOMING)
@@ -220,7 +222,7 @@ async def test_status_and_facts_name_the_roles_that_do_not_answer() -> None:
     assert not status.clock_wrong
     facts = await servicer.GetFacts(GetFactsRequest(), INCOMING)
     assert list(facts.silent_roles) == ["session"]
-    assert list(facts.violations) == ["of account", "of transfer"]
+    assert [one.what for one in facts.violations] == ["account", "transfer"]
 
 
 NAME = EntryName(source_center="b", topic="ledger", seq=7)

@@ -23,6 +23,7 @@ from duohuo.v1.operator_service_pb2 import (
     ListParkedRequest,
     ParkedAction,
     RetryParkedRequest,
+    TransitFact,
 )
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_DELIVERED,
@@ -51,6 +52,9 @@ HOUR_MS = 3_600_000
 class NoInspection:
     async def counts(self) -> dict[str, int]:
         return {}
+
+    async def overdue(self) -> list[TransitFact]:
+        return []
 
     async def facts(self) -> CollectFactsResponse:
         return CollectFactsResponse()

@@ -58,6 +58,7 @@ from runtime.clock import timestamp
                 "clock_wrong": False,
                 "logs": [],
                 "recoveries": [],
+                "overdue": [],
             },
         ),
     ],

@@ -4,14 +4,17 @@ import re
 
 import pytest
 
+from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
     CenterStatus,
     LogStatus,
     PeerStatus,
     RecoveryStatus,
     RoadStatus,
+    TransitFact,
 )
 from ops.status import _clocks, _roads, _stores, duration
+from runtime.clock import timestamp
 
 
 def test_clocks_that_disagree_are_named_with_their_drift() -> None:
@@ -29,6 +32,22 @@ def test_clocks_that_disagree_are_named_with_their_drift() -> None:
         "! the clock of center b is wrong: it refuses profile and password changes",
     ]
     assert _clocks({"c": known["c"]}) == ""
+
+
+def test_what_is_in_transit_for_too_long_is_listed() -> None:
+    late = TransitFact(
+        transfer_id="transfer-1",
+        payer_account_id="payer",
+        payee_home="b",
+        amount=Money(currency_code="CNY", minor_units=5),
+        debit_time=timestamp(0),
+        waiting_ms=61_000,
+        waits_for="center b, which does not answer",
+    )
+    assert _stores({"a": CenterStatus(overdue=[late]), "b": CenterStatus()}) == (
+        "! transfer transfer-1 of payer: 5 CNY on the way from a to b since 1970-01-01T00:00:00Z"
+        " (61 s); waits for center b, which does not answer"
+    )
 
 
 def road(topic: str, cursor: int, head: int, lag_ms: int | None, heard_ago_ms: int) -> RoadStatus:

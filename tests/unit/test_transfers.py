@@ -20,11 +20,11 @@ from duohuo.v1.transfer_service_pb2 import (
 from runtime.store import query
 from sync_bus import log
 from sync_bus.inbox import Outcome
-from tests.fakes import account, stamp
+from tests.fakes import NOON_MS, FakeClock, account, see, stamp
 from tests.unit.bank import Bank, bank
 from transfer_svc import ledger, transfers
 from transfer_svc.app import TOPICS
-from transfer_svc.audit import Audit
+from transfer_svc.audit import OVERDUE_AFTER_MS, Audit
 from transfer_svc.inbound import Inbound
 from transfer_svc.ledger import NotCovered
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
@@ -282,7 +282,7 @@ async def test_a_posting_that_is_not_covered_leaves_nothing_behind(
 
 async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None:
     store = two.centers["a"].store
-    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a', 0, 0)"
+    insert = "INSERT INTO ledger_account VALUES (?, 'CNY', -1, 0, 'a', 0, 0, x'')"
     with pytest.raises(Exception, match="CHECK"):
         await store.write("overdraw", query(insert, ALICE))
     await store.write("outside", query(insert, "external.a.CNY"))
@@ -292,9 +292,9 @@ async def test_the_database_itself_refuses_a_negative_balance(two: Bank) -> None
     ("damage", "named"),
     [
         ("UPDATE ledger_account SET balance = balance + 1 WHERE account_id LIKE 'u%'", "CONSERVE"),
-        ("UPDATE ledger_account SET last_number = 7 WHERE account_id LIKE 'u%'", "CONSERVE"),
-        ("UPDATE entry SET minor_units = 99 WHERE account_id LIKE 'u%'", "CONSERVE"),
-        ("DELETE FROM entry WHERE account_id LIKE 'external%'", "CONSERVE"),
+        ("UPDATE ledger_account SET last_number = 7 WHERE account_id LIKE 'u%'", "CHAIN"),
+        ("UPDATE entry SET minor_units = 99 WHERE account_id LIKE 'u%'", "CHAIN"),
+        ("DELETE FROM entry WHERE account_id LIKE 'external%'", "CHAIN"),
     ],
 )
 async def test_the_audit_names_what_is_damaged(two: Bank, damage: str, named: str) -> None:
@@ -303,7 +303,9 @@ async def test_the_audit_names_what_is_damaged(two: Bank, damage: str, named: st
     audit = Audit(home.site, home.store, TOPICS)
     assert not (await audit.facts()).violations
     await home.store.write("damage", query(damage))
-    assert any(found.startswith(named) for found in (await audit.facts()).violations)
+    found = (await audit.facts()).violations
+    assert named in {one.invariant for one in found}
+    assert {one.center for one in found} == {"a"}
 
 
 async def test_the_audit_sums_each_centers_own_books_and_lists_what_is_on_its_way(
@@ -323,6 +325,40 @@ async def test_the_audit_sums_each_centers_own_books_and_lists_what_is_on_its_wa
     other = two.centers["b"]
     (sums,) = (await Audit(other.site, other.store, TOPICS).facts()).ledger_sums
     assert (sums.users, sums.transit, sums.external) == (30, -30, 0)
+
+
+async def test_what_is_on_its_way_for_too_long_is_listed_with_what_it_waits_for(two: Bank) -> None:
+    home = two.centers["a"]
+    audit = Audit(home.site, home.store, TOPICS)
+    await two.deposit(ALICE, 100, "deposit-1")
+    await two.pay(ALICE, BOB, 30, "transfer-1")
+    clock = home.site.clock
+    assert isinstance(clock, FakeClock)
+    clock.advance(OVERDUE_AFTER_MS)
+    await two.pay(ALICE, BOB, 1, "transfer-2")
+    assert not await audit.overdue()
+    clock.advance(1)
+    (late,) = await audit.overdue()
+    assert (late.transfer_id, late.payer_account_id, late.payee_home) == ("transfer-1", ALICE, "b")
+    assert (late.amount.minor_units, late.waiting_ms) == (30, OVERDUE_AFTER_MS + 1)
+    assert late.debit_time.ToMilliseconds() == NOON_MS
+    waits = [late.waits_for]
+    for statement in (
+        "UPDATE confirmed SET seq = (SELECT seq FROM log_head WHERE topic = confirmed.topic)",
+        "UPDATE cursor SET installing = 1",
+        "INSERT INTO parked VALUES ('b', 'ledger', 1, x'', 'ValueError', 0)",
+    ):
+        await home.store.write("meanwhile", query(statement))
+        waits += [one.waits_for for one in await audit.overdue()]
+    see(home.site.mesh, "b", answering=False)
+    waits += [one.waits_for for one in await audit.overdue()]
+    assert waits == [
+        "center b, which is 3 entries behind",
+        "the answer of center b",
+        "a snapshot of center b, which is being installed",
+        "1 parked entries of center b (duohuo parked list a)",
+        "center b, which does not answer",
+    ]
 
 
 async def test_a_delivery_again_is_a_duplicate(two: Bank) -> None:
