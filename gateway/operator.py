@@ -1,4 +1,4 @@
-"""The operators' port: deposits, status, facts for `verify`, and spans for `why`."""
+"""The operators' port: deposits, status, facts for `verify`, and what `why` tells."""
 
 import asyncio
 import hmac
@@ -38,6 +38,8 @@ from duohuo.v1.operator_service_pb2 import (
     DropParkedResponse,
     FindSpansRequest,
     FindSpansResponse,
+    FindTransfersRequest,
+    FindTransfersResponse,
     FreezeAccountRequest,
     GetAccountControlRequest,
     GetFactsRequest,
@@ -302,6 +304,12 @@ class OperatorServicer:
         asked = peer_method("transfer", "DropNotification")
         answered = DropNotificationResponse
         return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
+
+    async def FindTransfers(
+        self, request: FindTransfersRequest, _incoming: Incoming
+    ) -> FindTransfersResponse:
+        asked = peer_method("transfer", "FindTransfers")
+        return await ask(self._mesh.local, asked, request, FindTransfersResponse, ROLE_TIMEOUT_S)
 
     async def FindSpans(self, request: FindSpansRequest, _incoming: Incoming) -> FindSpansResponse:
         return FindSpansResponse(spans=self._spans.find(request.id))

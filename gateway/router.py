@@ -15,7 +15,7 @@ from gateway.authenticator import Authenticator, bad_key
 from gateway.routes import KeyMissing, Target, targets
 from runtime import telemetry
 from runtime.clock import Clock
-from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, HOP, Call, Reply
+from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, GATEWAY, HOP, Call, Reply
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -144,7 +144,7 @@ class Router:
         return wanted, self._placement.home(place.slot)
 
     async def _metadata(self, call: Call) -> dict[str, str]:
-        metadata = {EPOCH: str(self._placement.epoch)}
+        metadata = {EPOCH: str(self._placement.epoch), GATEWAY: self._mesh.here}
         if causal := call.metadata.get(CAUSAL):
             metadata[CAUSAL] = causal
         if call.method.access == ACCESS_USER:

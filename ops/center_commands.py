@@ -154,15 +154,19 @@ async def why(
     context: typer.Context,
     wanted: Annotated[
         str,
-        typer.Argument(metavar="ID", help="Trace, transfer, application, account or identifier."),
+        typer.Argument(metavar="ID", help="Transfer, application, trace, account or identifier."),
     ],
+    spans: Annotated[
+        bool, typer.Option("--spans", help="With every step and its milliseconds, while kept.")
+    ] = False,
     output: Output = Format.TEXT,
 ) -> None:
-    """Tell the story of a request in order, or of an account's profile and password: which writes
-    count, and which lost to them. Example: duohuo why 0192f0c1..."""
-    from ops import why as story
+    """Tell the story of a transfer: who asked, each attempt, what was decided on which balance, and what
+    the other center did; or of an account's profile and password: which writes count, and which
+    lost to them. Example: duohuo why 0192f0c1..."""
+    from ops import why as stories
 
-    text, data = await story.tell(state_of(context), wanted)
+    text, data = await stories.tell(state_of(context), wanted, with_spans=spans)
     say(output, text, data)
 
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from ops import mesh_file
 from ops.output import Failure
-from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
+from runtime.endpoint import AUTHORIZATION, CAUSAL, HOME, SERVED_BY, Call
 from runtime.errors import RpcError
 from runtime.grpc_client import GrpcEndpoint
 from runtime.identifiers import InvalidIdentifier, normalise
@@ -80,11 +80,14 @@ def normal(identifier: str) -> str:
 
 
 class Client:
-    """Calls RPCs at gateways (by center), the first that answers; `served_by` answered last."""
+    """Calls RPCs at gateways (by center), the first that answers.
+
+    `served_by` answered last; `home` is whose data it was, empty if nobody's in particular.
+    """
 
     def __init__(self, gateways: Mapping[str, str], sessions: Sessions) -> None:
         self.sessions = sessions
-        self.served_by = ""
+        self.served_by = self.home = ""
         self._gateways = {
             center: GrpcEndpoint(center, address) for center, address in gateways.items()
         }
@@ -111,6 +114,7 @@ class Client:
                     continue
                 raise
             self.served_by = reply.metadata.get(SERVED_BY, "")
+            self.home = reply.metadata.get(HOME, "")
             self.sessions.causal = reply.metadata.get(CAUSAL, self.sessions.causal)
             return response_type.FromString(reply.payload)
         raise failed or Failure("the mesh has no gateway")

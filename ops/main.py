@@ -15,6 +15,7 @@ from ops import (
     money_commands,
     notification_commands,
     parked_commands,
+    statement_commands,
 )
 from ops.output import Options
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 center_commands.add_to(app)
 account_commands.add_to(app)
 money_commands.add_to(app)
+statement_commands.add_to(app)
 hold_commands.add_to(app)
 control_commands.add_to(app)
 parked_commands.add_to(app)

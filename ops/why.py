@@ -1,4 +1,7 @@
-"""`duohuo why ID`: the story of a trace, transfer or application, put together from all centers.
+"""`duohuo why ID`: the story of a transfer, application or trace, put together from all centers.
+
+A transfer's story comes from what the centers keep for ever, told in plain words (`ops.story`), and from
+spans, which are kept for a while.
 
 Of an account: every write of its profile and password that a center remembers, the one that counts
 and those that lost to it.
@@ -16,14 +19,18 @@ from duohuo.v1.operator_service_pb2 import (
     FieldVersion,
     FindSpansRequest,
     FindSpansResponse,
+    FindTransfersRequest,
+    FindTransfersResponse,
     ListVersionsRequest,
     ListVersionsResponse,
     SpanRecord,
+    TransferFacts,
 )
-from ops import mesh_file
+from ops import mesh_file, story
 from ops.client import ask_operator
 from ops.output import Failure
 from ops.plain import plain
+from ops.story import Known
 from runtime.clock import iso
 from runtime.errors import RpcError
 from runtime.ids import place_of
@@ -36,11 +43,80 @@ _SHOWN = (
 )
 
 
-async def tell(state: Path, wanted: str) -> tuple[str, dict[str, Any]]:
-    """The story for people and for programs. Raises Failure if no center knows the id."""
+async def tell(state: Path, wanted: str, *, with_spans: bool = False) -> tuple[str, dict[str, Any]]:
+    """The story for people and for programs. Raises Failure if no center knows the id.
+
+    People see the spans only if they ask for them, or if nothing else is known.
+    """
     place = place_of(wanted)
     if place is not None and place.slot is not None and place.origin is None:
         return await _tell_account(state, wanted)
+    transfers, deaf = await _find_transfers(state, wanted)
+    traces, mute = await _find_traces(state, wanted)
+    silent = sorted({*deaf, *mute})
+    if not transfers and not traces:
+        raise Failure(
+            f"no center that answers has seen {wanted}"
+            + (f" (silent: {', '.join(silent)})" if silent else ""),
+            advice="The id must be a transfer, application, account or trace id; only recent traces"
+            " are kept.",
+        )
+    # Whose spans they are is certain only if the id names one transfer.
+    spans = [span for found in traces.values() for span in found] if len(transfers) == 1 else []
+    known = [Known(facts, spans) for facts in transfers]
+    parts = [story.text(one) for one in known]
+    if with_spans or not known:
+        parts += [_waterfall(trace, found) for trace, found in traces.items()]
+    if silent:
+        parts.append(_not_asked(silent, told=bool(known)))
+    return "\n\n".join(parts), {
+        "transfers": [
+            {
+                **plain(one.facts),
+                "story": [
+                    {"time": iso(said.time_ms), "center": said.center, "text": said.text}
+                    for said in story.sentences(one)
+                ],
+                "outcome": story.outcome(one.facts),
+            }
+            for one in known
+        ],
+        "traces": {trace: [plain(span) for span in found] for trace, found in traces.items()},
+        "silent_centers": silent,
+    }
+
+
+def _not_asked(silent: Sequence[str], *, told: bool) -> str:
+    behind = "; what is told of them is what the others know, and may be behind" if told else ""
+    return f"Not asked, because silent: {', '.join(silent)}{behind}"
+
+
+async def _find_transfers(state: Path, wanted: str) -> tuple[list[TransferFacts], list[str]]:
+    """The facts of all centers, and who is silent."""
+    answers = await _ask_all(
+        state, "FindTransfers", FindTransfersRequest(id=wanted), FindTransfersResponse
+    )
+    silent = [center for center, found in answers.items() if found is None]
+    facts = story.merged({center: found for center, found in answers.items() if found})
+    ids = {one.transfer_id for one in facts} - {wanted}
+    if not ids:
+        return facts, silent
+    # A center may have decided an application that it has no copy of: it knows the transfer's id.
+    payers = {(one.payer_account_id, one.transfer_id) for one in facts}
+    found = [await _find_transfers(state, transfer_id) for transfer_id in sorted(ids)]
+    return (
+        [
+            one
+            for more, _ in found
+            for one in more
+            if (one.payer_account_id, one.transfer_id) in payers
+        ],
+        sorted({*silent, *(center for _, more in found for center in more)}),
+    )
+
+
+async def _find_traces(state: Path, wanted: str) -> tuple[dict[str, list[SpanRecord]], list[str]]:
+    """The spans of all centers by trace, the oldest first, and who is silent."""
     answers = await _ask_all(state, "FindSpans", FindSpansRequest(id=wanted), FindSpansResponse)
     silent = [center for center, found in answers.items() if found is None]
     spans = {span.span_id: span for found in answers.values() if found for span in found.spans}
@@ -48,27 +124,13 @@ async def tell(state: Path, wanted: str) -> tuple[str, dict[str, Any]]:
     for trace in sorted({span.trace_id for span in spans.values()}):
         more = await _ask_all(state, "FindSpans", FindSpansRequest(id=trace), FindSpansResponse)
         spans |= {span.span_id: span for found in more.values() if found for span in found.spans}
-    if not spans:
-        raise Failure(
-            f"no center that answers has seen {wanted}"
-            + (f" (silent: {', '.join(silent)})" if silent else ""),
-            advice="Only recent requests are kept. The id must be a trace, transfer, application or"
-            " account.",
-        )
     traces: dict[str, list[SpanRecord]] = defaultdict(list)
     for span in sorted(spans.values(), key=lambda one: one.start_unix_nanos):
         traces[span.trace_id].append(span)
-    text = "\n\n".join(_story(trace, found) for trace, found in traces.items())
-    if silent:
-        text += f"\n\nNot asked, because silent: {', '.join(silent)}"
-    data = {
-        "traces": {trace: [plain(span) for span in found] for trace, found in traces.items()},
-        "silent_centers": silent,
-    }
-    return text, data
+    return traces, silent
 
 
-def _story(trace: str, spans: Sequence[SpanRecord]) -> str:
+def _waterfall(trace: str, spans: Sequence[SpanRecord]) -> str:
     start_ns = spans[0].start_unix_nanos
     lines = [f"trace {trace}, {iso(start_ns // 1_000_000)}"]
     for span, depth in _in_order(spans):

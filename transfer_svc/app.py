@@ -9,7 +9,18 @@ from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
-from transfer_svc import applications, controls, dispatch, holds, ledger, notifications, transfers
+from transfer_svc import (
+    applications,
+    attempts,
+    controls,
+    dispatch,
+    histories,
+    holds,
+    ledger,
+    notifications,
+    refusals,
+    transfers,
+)
 from transfer_svc.audit import Audit
 from transfer_svc.control_service import ControlService
 from transfer_svc.courier import Courier
@@ -21,13 +32,19 @@ from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = (
-    ledger.SCHEMA
-    + transfers.SCHEMA
-    + holds.SCHEMA
-    + controls.SCHEMA
-    + applications.SCHEMA
-    + notifications.SCHEMA
+SCHEMA = "".join(
+    part.SCHEMA
+    for part in (
+        ledger,
+        transfers,
+        refusals,
+        holds,
+        controls,
+        applications,
+        attempts,
+        histories,
+        notifications,
+    )
 )
 TOPICS = (ledger.LEDGER, applications.APPLICATIONS, audit.topic(ROLE))
 
@@ -82,6 +99,7 @@ def build(
         service,
         ControlService(site, database),
         DeadLetters(database, site.clock),
+        histories.Histories(database),
         *node.servicers,
         refusal=node.refusal,
     )

@@ -13,6 +13,7 @@ this, and those of an application that home cannot decide because of a third par
 import asyncio
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 import structlog
 
@@ -32,9 +33,9 @@ from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.methods import peer_method
 from runtime.signal import Signal
-from runtime.store import Store
+from runtime.store import Store, Unit
 from sync_bus.site import Site
-from transfer_svc import applications, rules
+from transfer_svc import applications, attempts, rules
 from transfer_svc.applications import ASIDE, NEXT, ApplicationRow
 from transfer_svc.states import IllegalTransition, decision_of
 
@@ -48,6 +49,7 @@ LINED_UP_AT_ONCE_MAX = 500
 ATTEMPT_TIMEOUT_S = 5.0
 _DECIDE = peer_method("transfer", "Decide")
 _logger = structlog.get_logger()
+T = TypeVar("T")
 
 
 def delay_ms(attempts: int, random: Random) -> int:
@@ -198,6 +200,7 @@ class QueueWorker:
             },
             parent=row.traceparent or None,
         ):
+            begin_ms = self._site.clock.wall_ms()
             try:
                 answer = await ask(
                     self._site.mesh.at(lane.home),
@@ -208,28 +211,38 @@ class QueueWorker:
                 )
             except RpcError as error:
                 telemetry.annotate({"duohuo.reason": error.reason})
-                await self._note(application, error)
+                await self._note(lane.home, application, begin_ms, error)
                 return
             result = answer.result
-            await self._store.write(
-                "decided",
-                applications.decide(
-                    application.application_id,
-                    decision_of(result.state, result.reason),
-                    result.reason,
-                    result.payee_account_id,
-                    self._site.stamps.now(),
-                ),
+            decide = applications.decide(
+                application.application_id,
+                decision_of(result.state, result.reason),
+                result.reason,
+                result.payee_account_id,
+                self._site.stamps.now(),
             )
+            unit = self._recorded(lane.home, application, begin_ms, "", decide)
+            await self._store.write("decided", unit)
 
-    async def _note(self, application: Application, error: RpcError) -> None:
+    def _recorded(
+        self, home: str, application: Application, begin_ms: int, error: str, effect: Unit[T]
+    ) -> Unit[T]:
+        """The effect of an attempt, and the attempt itself for `duohuo why`."""
+        end_ms = self._site.clock.wall_ms()
+        yield from attempts.record(application.application_id, home, begin_ms, end_ms, error)
+        return (yield from effect)
+
+    async def _note(
+        self, home: str, application: Application, begin_ms: int, error: RpcError
+    ) -> None:
         """Notes an attempt in vain; raises its error again if it speaks of home."""
         of_home = rules.speaks_of_home(error)
         aside_ms = None if of_home else delay_ms(application.attempts, self._site.random)
         unit = applications.attempted(
             application.application_id, error.reason, self._site.clock.wall_ms(), aside_ms
         )
-        await self._store.write("attempted", unit)
+        recorded = self._recorded(home, application, begin_ms, error.reason, unit)
+        await self._store.write("attempted", recorded)
         if of_home:
             raise error
 

@@ -46,7 +46,7 @@ class Inbound:
                     )
             case "credit_refused":
                 refused = record.credit_refused
-                yield from transfers.copy_refused(source, refused)
+                yield from transfers.copy_refused(source, refused, record.time_ms)
                 if self._is_home(refused.payer_account_id):
                     yield from self._settle(
                         refused.payer_account_id,

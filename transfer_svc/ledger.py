@@ -19,7 +19,7 @@ from runtime.store import Row, Unit, query
 from sync_bus import log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
-from transfer_svc import chain
+from transfer_svc import chain, refusals
 from transfer_svc.rules import (
     AMOUNT_MINOR_UNITS_MAX,
     BALANCE_MINOR_UNITS_MAX,
@@ -70,12 +70,13 @@ LEDGER = Topic(
             proven=chain.entry_proven,
             digested=False,  # the heads of the chains stand for all entries
         ),
-        # The tables of `transfers`: they change with the same entries.
+        # The tables of `transfers` and `refusals`: they change with the same entries.
         CopiedTable(
             "transfer",
             columns(
                 "payer_account_id transfer_id body_hash payee_account_id payee_home currency"
                 " minor_units memo state reason application_id create_ms center"
+                " asked_center"
             ),
             keys=2,
             owner="center",
@@ -87,6 +88,7 @@ LEDGER = Topic(
             keys=2,
             owner="center",
         ),
+        refusals.TABLE,
         # Of `holds`, and of `controls`.
         CopiedTable(
             "hold",

@@ -136,6 +136,8 @@ class Order:
     memo: str
     body_hash: bytes
     application_id: str = ""
+    asked_center: str = ""
+    """Whose gateway took the payer's call."""
 
 
 def check_amount(amount: Money) -> None:

@@ -105,7 +105,7 @@ class TransferService:
         rules.check_transfer(request)
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
         self._site.require_home(self._site.slot_of(request.payer_account_id))
-        row = await self._decide(request, "", "")
+        row = await self._decide(request, "", "", incoming.gateway)
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.state == TRANSFER_STATE_DEBITED:
@@ -332,7 +332,7 @@ class TransferService:
         return as_of_ms
 
     async def _decide(
-        self, request: TransferRequest, refused: str, application: str
+        self, request: TransferRequest, refused: str, application: str, asked_center: str = ""
     ) -> TransferRow:
         """The decision on a transfer, made now or earlier, at this home of its payer."""
         present = await self._store.read(
@@ -344,7 +344,7 @@ class TransferService:
         if not refused:
             payee, refused = await self._payees.resolve(request)
         payee_home = self._site.home_of(payee) if payee else self._site.here
-        order = _order(request, payee, application)
+        order = _order(request, payee, application, asked_center)
         unit = transfers.decide(
             self._site.here, order, payee_home, refused, self._site.stamps.now()
         )
@@ -413,7 +413,7 @@ class TransferService:
         return answer.result
 
 
-def _order(request: TransferRequest, payee: str, application: str) -> Order:
+def _order(request: TransferRequest, payee: str, application: str, asked_center: str = "") -> Order:
     return Order(
         request.transfer_id,
         request.payer_account_id,
@@ -423,6 +423,7 @@ def _order(request: TransferRequest, payee: str, application: str) -> Order:
         request.memo,
         rules.body_hash(request),
         application,
+        asked_center,
     )
 
 

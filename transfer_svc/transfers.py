@@ -16,6 +16,7 @@ from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_DEPOSIT,
     POSTING_KIND_REFUND,
     POSTING_KIND_TRANSFER,
+    BalanceSeen,
     CreditRefused,
     LogRecord,
     Posting,
@@ -35,8 +36,9 @@ from runtime.ids import account_slot
 from runtime.store import Unit, query
 from sync_bus import log
 from sync_bus.log import Stamp
-from transfer_svc import controls, holds, ledger
-from transfer_svc.rules import Order
+from transfer_svc import controls, holds, ledger, refusals
+from transfer_svc.ledger import LedgerAccount
+from transfer_svc.rules import NO_CURRENCY, Order
 from transfer_svc.states import TransferEvent, next_transfer_state
 
 SCHEMA = """
@@ -45,7 +47,7 @@ CREATE TABLE IF NOT EXISTS transfer (
   payee_account_id TEXT NOT NULL, payee_home TEXT NOT NULL, currency TEXT NOT NULL,
   minor_units INTEGER NOT NULL CHECK (minor_units > 0), memo TEXT NOT NULL, state INTEGER NOT NULL,
   reason TEXT NOT NULL, application_id TEXT NOT NULL, create_ms INTEGER NOT NULL,
-  center TEXT NOT NULL,
+  center TEXT NOT NULL, asked_center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS transfer_in_transit ON transfer (create_ms) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS received (
@@ -69,6 +71,7 @@ class TransferRow(NamedTuple):
     application_id: str
     create_ms: int
     center: str
+    asked_center: str
 
     def result(self) -> TransferResult:
         return TransferResult(
@@ -108,8 +111,14 @@ def decide(
         return present
     yield from holds.expire_due(order.payer_account_id, stamp)
     reason = refused or (yield from cannot_execute(center, order, payee_home, stamp))
+    seen: BalanceSeen | None = None
     if reason:
         state = TRANSFER_STATE_FAILED
+        seen = None if refused else (yield from _seen(center, order, payee_home, reason))
+        if seen is not None:
+            yield from refusals.record(
+                order.payer_account_id, order.transfer_id, seen, stamp.time_ms, center
+            )
     elif payee_home == center:
         state = TRANSFER_STATE_CREDITED
         kind, source = _source(order)
@@ -134,14 +143,39 @@ def decide(
         order.application_id,
         stamp.time_ms,
         center,
+        order.asked_center,
     )
     yield from _insert(row)
     # What moved money has told so by its posting; an application may wait for more than that.
     if state == TRANSFER_STATE_FAILED or (
         order.application_id and state == TRANSFER_STATE_CREDITED
     ):
-        yield from _tell(row, stamp)
+        yield from _tell(row, stamp, seen)
     return row
+
+
+def _seen(center: str, order: Order, payee_home: str, reason: str) -> Unit[BalanceSeen | None]:
+    """The account for whose balance or currency an order has just been refused; None if for neither."""
+    if not ledger.is_system(order.payer_account_id):
+        payer = yield from ledger.find(order.payer_account_id)
+        if ledger.cannot_pay(payer, order.currency, order.minor_units) == reason:
+            return _saw(order.payer_account_id, payer)
+    if payee_home == center:
+        payee = yield from ledger.find(order.payee_account_id)
+        if ledger.cannot_receive(payee, order.currency, order.minor_units) == reason:
+            return _saw(order.payee_account_id, payee)
+    return None
+
+
+def _saw(account_id: str, account: LedgerAccount | None) -> BalanceSeen:
+    if account is None:
+        return BalanceSeen(account_id=account_id, currency_code=NO_CURRENCY)
+    return BalanceSeen(
+        account_id=account_id,
+        currency_code=account.currency,
+        minor_units=account.balance,
+        held_minor_units=account.held,
+    )
 
 
 def cannot_execute(
@@ -192,11 +226,19 @@ def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]
     if not fresh:
         return
     if reason:
+        payee = yield from ledger.find(debit.payee_account_id)
+        seen: BalanceSeen | None = None
+        if ledger.cannot_receive(payee, debit.currency_code, debit.minor_units) == reason:
+            seen = _saw(debit.payee_account_id, payee)
+            yield from refusals.record(
+                debit.payer_account_id, debit.transfer_id, seen, stamp.time_ms, center
+            )
         refused = CreditRefused(
             transfer_id=debit.transfer_id,
             payer_account_id=debit.payer_account_id,
             reason=reason,
             payer_home=source,
+            seen=seen,
         )
         yield from log.append(ledger.LEDGER, stamp, LogRecord(credit_refused=refused))
         return
@@ -263,14 +305,17 @@ def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
             posting.application_id,
             time_ms,
             center,
+            posting.asked_center,
         )
         yield from _insert(row)
 
 
-def copy_refused(center: str, refused: CreditRefused) -> Unit[None]:
+def copy_refused(center: str, refused: CreditRefused, time_ms: int) -> Unit[None]:
     """Copies that another center would not credit."""
     payer, transfer_id = refused.payer_account_id, refused.transfer_id
     yield from _receive(payer, transfer_id, refused.payer_home, refused.reason, center)
+    if refused.HasField("seen"):
+        yield from refusals.record(payer, transfer_id, refused.seen, time_ms, center)
 
 
 def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
@@ -289,9 +334,14 @@ def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
         settled.application_id,
         settled.create_time_ms,
         center,
+        settled.asked_center,
     )
     yield from _insert(row)
     yield from _update(row)
+    if settled.HasField("seen"):
+        yield from refusals.record(
+            row.payer_account_id, row.transfer_id, settled.seen, row.create_ms, center
+        )
 
 
 def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
@@ -366,7 +416,7 @@ def _source(order: Order) -> tuple[PostingKind.ValueType, str]:
 def _insert(row: TransferRow) -> Unit[None]:
     """Stores a transfer; a copy that is here already, perhaps in a later state, stays."""
     yield from query(
-        "INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO transfer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         *row,
     )
 
@@ -407,10 +457,11 @@ def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:
         memo=order.memo,
         body_hash=order.body_hash,
         application_id=order.application_id,
+        asked_center=order.asked_center,
     )
 
 
-def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
+def _tell(row: TransferRow, stamp: Stamp, seen: BalanceSeen | None = None) -> Unit[None]:
     """Tells the other centers, where an application may be waiting, how a transfer ended."""
     settled = TransferSettled(
         transfer_id=row.transfer_id,
@@ -425,5 +476,7 @@ def _tell(row: TransferRow, stamp: Stamp) -> Unit[None]:
         memo=row.memo,
         application_id=row.application_id,
         create_time_ms=row.create_ms,
+        seen=seen,
+        asked_center=row.asked_center,
     )
     yield from log.append(ledger.LEDGER, stamp, LogRecord(transfer_settled=settled))

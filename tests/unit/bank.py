@@ -110,10 +110,13 @@ class Bank:
         body: bytes = b"body",
         refused: str = "",
         application: str = "",
+        asked: str = "",
     ) -> TransferRow:
         """Has the payer's home decide."""
         home, payee_home = self.home(payer), self.home(payee).site.here
-        order = Order(transfer_id, payer, payee, currency, minor_units, "", body, application)
+        order = Order(
+            transfer_id, payer, payee, currency, minor_units, "", body, application, asked
+        )
         unit = transfers.decide(home.site.here, order, payee_home, refused, home.site.stamps.now())
         return await home.store.write("decide", unit)
 

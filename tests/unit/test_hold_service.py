@@ -40,7 +40,7 @@ from ops.simulation.clocks import SimulatedClock
 from ops.simulation.loop import SimulatedLoop
 from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
-from runtime.endpoint import ACCOUNT, STALENESS_MS, Call
+from runtime.endpoint import ACCOUNT, OPERATOR, STALENESS_MS, Call
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import method, peer_method
@@ -294,7 +294,8 @@ async def never_settled(_row: TransferRow, _timeout_s: float) -> TransferRow:
 async def change(two: Centers, at: str = "a", **what: Any) -> tuple[Any, Any]:
     request = ChangeControlRequest(account_id=ALICE, **what)
     called = peer_method("transfer", "ChangeControl")
-    reply = await two.service(at).dispatcher.unary(Call(called, request.SerializeToString(), 5.0))
+    call = Call(called, request.SerializeToString(), 5.0, {OPERATOR: "operator"})
+    reply = await two.service(at).dispatcher.unary(call)
     changed = AccountControlChange.FromString(reply.payload)
     return changed.before, changed.after
 

@@ -29,6 +29,8 @@ from duohuo.v1.operator_service_pb2 import (
     DropParkedRequest,
     DropParkedResponse,
     EntryName,
+    FindTransfersRequest,
+    FindTransfersResponse,
     FreezeAccountRequest,
     GetAccountControlRequest,
     GetFactsRequest,
@@ -41,6 +43,7 @@ from duohuo.v1.operator_service_pb2 import (
     RetryParkedResponse,
     SetLimitsRequest,
     SpanRecord,
+    TransferFacts,
     UnfreezeAccountRequest,
     Violation,
 )
@@ -287,3 +290,16 @@ async def test_nothing_is_dropped_without_being_named() -> None:
         await operator(here, silent()).DropParked(DropParkedRequest(), INCOMING)
     assert refused.value.field_name == "name"
     assert here.calls == []
+
+
+async def test_a_transfers_facts_are_the_transfer_services() -> None:
+    facts = FindTransfersResponse(transfers=[TransferFacts(transfer_id="transfer-1")])
+    here = RecordingEndpoint(says(facts))
+    request = FindTransfersRequest(id="transfer-1")
+    assert await operator(here, silent()).FindTransfers(request, INCOMING) == facts
+    (call,) = here.calls
+    assert call.method.path == "/duohuo.internal.v1.TransferPeerService/FindTransfers"
+    assert FindTransfersRequest.FromString(call.request) == request
+    # A silent service is not one that knows nothing.
+    with pytest.raises(RpcError, match="CENTER_UNREACHABLE"):
+        await operator(silent(), silent()).FindTransfers(request, INCOMING)

@@ -19,7 +19,7 @@ from duohuo.v1.transfer_service_pb2 import GetApplicationRequest, TransferReques
 from gateway.authenticator import Authenticator
 from gateway.router import ANSWER_MARGIN_S, FAILOVER_TIMEOUT_S, RETRY_AFTER_MS, Router
 from runtime import ids
-from runtime.endpoint import ACCOUNT, AUTHORIZATION, CAUSAL, EPOCH, HOP, Call, Reply
+from runtime.endpoint import ACCOUNT, AUTHORIZATION, CAUSAL, EPOCH, GATEWAY, HOP, Call, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import Method, method
@@ -258,15 +258,21 @@ async def test_all_attempts_together_stay_within_the_callers_deadline(
 async def test_only_the_session_says_who_calls() -> None:
     """Whatever a caller claims in the mesh's own metadata stays outside; the token does too."""
     world = World(a=says(Session(account_id=AT_B)))
-    claims = {ACCOUNT: account(9), HOP: "trusted", EPOCH: "99", "duohuo-home": "z", CAUSAL: "12"}
+    claims = {ACCOUNT: account(9), HOP: "trusted", EPOCH: "99", GATEWAY: "z", CAUSAL: "12"}
     await world.router.unary(about(GET_ACCOUNT, metadata={**BEARER, **claims}))
-    assert world.metadata("a") == {ACCOUNT: AT_B, HOP: "local", EPOCH: "7", CAUSAL: "12"}
+    assert world.metadata("a") == {
+        ACCOUNT: AT_B,
+        HOP: "local",
+        EPOCH: "7",
+        GATEWAY: "a",
+        CAUSAL: "12",
+    }
 
 
 async def test_a_public_call_has_no_caller_whatever_it_claims() -> None:
     world = World()
     await world.router.unary(about(HOME_FIRST, metadata={**BEARER, ACCOUNT: account(9)}))
-    assert world.metadata("b") == {HOP: "forwarded", EPOCH: "7"}
+    assert world.metadata("b") == {HOP: "forwarded", EPOCH: "7", GATEWAY: "a"}
 
 
 async def test_a_users_call_without_a_session_goes_nowhere() -> None:

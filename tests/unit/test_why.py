@@ -2,19 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
 import ops.why
+from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
+    ApplicationFact,
+    DecisionFact,
     FieldVersion,
     FindSpansRequest,
     FindSpansResponse,
+    FindTransfersRequest,
+    FindTransfersResponse,
     ListVersionsRequest,
     ListVersionsResponse,
     SpanRecord,
+    TransferFacts,
 )
+from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, TRANSFER_STATE_FAILED
 from ops import mesh_file
 from ops.mesh_file import CenterView, MeshView
 from ops.output import Failure
@@ -51,8 +59,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[SpanRecord] | N
 
     async def ask(
         _state: Path, center: str, path: str, request: Message, _response: type[Message]
-    ) -> FindSpansResponse:
-        assert path == "FindSpans"
+    ) -> Message:
+        if path == "FindTransfers":
+            if spans[center] is None:
+                raise unreachable(center, ran=False)
+            return FindTransfersResponse()
         assert isinstance(request, FindSpansRequest)
         found = spans[center]
         if found is None:
@@ -134,6 +145,96 @@ async def test_what_nobody_has_seen_is_a_failure(
         await tell(Path(), "wanted")
     assert "wanted" in failure.value.message
     assert named in failure.value.message
+
+
+NOON = timestamp(NOON_NS // 1_000_000)
+APPLICATION = ApplicationFact(
+    application_id="wanted",
+    origin_center="b",
+    state=APPLICATION_STATE_QUEUED,
+    amount=Money(currency_code="CNY", minor_units=5),
+    create_time=NOON,
+    expire_time=NOON,
+)
+DECISION = DecisionFact(
+    center="a",
+    decide_time=NOON,
+    state=TRANSFER_STATE_FAILED,
+    reason="PAYEE_NOT_FOUND",
+    amount=APPLICATION.amount,
+)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, TransferFacts | None]:
+    """What each center keeps of transfer t, and one span of trace t1; None is silent."""
+    facts: dict[str, TransferFacts | None] = {}
+
+    async def ask(
+        _state: Path, center: str, path: str, request: Message, _response: type[Message]
+    ) -> Message:
+        found = facts[center]
+        if found is None:
+            raise unreachable(center, ran=False)
+        if path == "FindSpans":
+            assert isinstance(request, FindSpansRequest)
+            known = center == "a" and request.id in ("wanted", "t1")
+            return FindSpansResponse(spans=[span("root", 0)] if known else [])
+        assert isinstance(request, FindTransfersRequest)
+        ids = {"t", *(one.application_id for one in found.applications)}
+        return FindTransfersResponse(transfers=[found] if request.id in ids else [])
+
+    monkeypatch.setattr(mesh_file, "read", lambda _state: MESH)
+    monkeypatch.setattr(ops.why, "ask_operator", ask)
+    return facts
+
+
+def facts(**fields: Any) -> TransferFacts:
+    return TransferFacts(transfer_id="t", payer_account_id=account(0), **fields)
+
+
+QUEUED = (
+    f"2030-03-17T17:46:40.000+00:00  b   {account(0)} asked to pay 5 CNY to somebody named by an"
+    " identifier. Center b queued it as application wanted, good until"
+    " 2030-03-17T17:46:40.000+00:00."
+)
+REFUSED = (
+    "2030-03-17T17:46:40.000+00:00  a   Center a, the payer's home, refused: there was no such payee"
+    " (PAYEE_NOT_FOUND)."
+)
+
+
+async def test_a_home_without_a_copy_of_the_application_is_asked_for_its_transfer(
+    kept: dict[str, TransferFacts | None],
+) -> None:
+    kept.update(a=facts(decision=DECISION), b=facts(applications=[APPLICATION]))
+    text, data = await tell(Path(), "wanted")
+    told = [f"transfer t of {account(0)}", QUEUED, REFUSED, "It ended as FAILED."]
+    assert text.splitlines() == told
+    (transfer,) = data["transfers"]
+    assert [one["center"] for one in transfer["story"]] == ["b", "a"]
+    assert transfer["decision"]["reason"] == "PAYEE_NOT_FOUND"
+    assert list(data["traces"]) == ["t1"]
+    with_spans, _ = await tell(Path(), "wanted", with_spans=True)
+    assert with_spans.startswith(f"{text}\n\ntrace t1, ")
+
+
+async def test_a_story_says_which_centers_could_not_be_asked(
+    kept: dict[str, TransferFacts | None],
+) -> None:
+    kept.update(a=None, b=facts(applications=[APPLICATION]))
+    text, data = await tell(Path(), "wanted")
+    assert text.splitlines() == [
+        f"transfer t of {account(0)}",
+        QUEUED,
+        "No center that answered knows of a decision yet.",
+        "",
+        (
+            "Not asked, because silent: a; what is told of them is what the others know, and may be"
+            " behind"
+        ),
+    ]
+    assert data["silent_centers"] == ["a"]
 
 
 def version(field: str, at_ms: int, center: str, value: str, *, present: bool) -> FieldVersion:
