@@ -41,9 +41,9 @@ from transfer_svc.states import IllegalTransition, decision_of
 
 DELAY_MS_FIRST = 500
 DELAY_MS_MAX = 60_000
-AT_ONCE_MAX = 8
+AT_ONCE_MAX = 16
 """Applications that one home is asked for at the same time; all homes together, so many times more."""
-ASIDE_AT_ONCE_MAX = 2
+ASIDE_AT_ONCE_MAX = 4
 """Of these, those that have stepped aside: neither they nor the others must wait for all of the rest."""
 LINED_UP_AT_ONCE_MAX = 500
 ATTEMPT_TIMEOUT_S = 5.0

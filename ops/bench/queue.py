@@ -2,8 +2,8 @@
 worked off when home is back?
 
 Three real centers on one machine: applications wait at b for users of a, which is stopped, and meanwhile
-a user of c applies at b too, again and again. Then a is started. `duohuo verify` must pass at the end, and
-each payer's applications must have been decided in their order.
+a user of c applies at b too, again and again. Then a is started, and watched for at most two minutes. Each
+payer's applications must have been decided in their order, and if all were, `duohuo verify` must pass.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ DRAIN_MEASURED_S_MAX = 120.0
 STUCK_AFTER_S = 60.0
 VERIFIED_WITHIN_S = 120.0
 POLL_INTERVAL_S = 0.1
+COUNT_INTERVAL_S = 1.0
+"""The origin counts all that is open for this: tens of milliseconds for 100,000."""
 PAUSE_S = 0.2
 TELL_INTERVAL_S = 5.0
 
@@ -72,8 +74,9 @@ async def run(_case: str, setup: Setup) -> Figures:
             figures |= await _drain(user, draining, setup)
         finally:
             await client.close()
-        setup.tell("verify")
-        await verified(setup, VERIFIED_WITHIN_S)
+        if figures["decided_percent"] == 100:  # else the copies are still on their way
+            setup.tell("verify")
+            await verified(setup, VERIFIED_WITHIN_S)
     _require_order(setup)
     for calls, when in ((empty, "empty"), (away, "away"), (draining, "draining")):
         figures |= calls.figures(when)
@@ -186,7 +189,7 @@ async def _drain(user: LiveUser, calls: Calls, setup: Setup) -> dict[str, float]
             if now_s - told_s > TELL_INTERVAL_S:
                 told_s = now_s
                 setup.tell(f"{left} of {setup.entries} left after {now_s - back_s:.0f} s")
-            await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.sleep(COUNT_INTERVAL_S)
         for task in live:
             task.cancel()
     if first_s is None:
