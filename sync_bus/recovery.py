@@ -24,7 +24,7 @@ from runtime.errors import RpcError
 from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.store import Store, Unit
-from sync_bus import log
+from sync_bus import inbox, log
 from sync_bus.log import Position, Stamps, Topic
 from sync_bus.snapshot import Reconcile, Snapshots
 
@@ -138,6 +138,12 @@ class Recovery:
 
     def _begin_life(self, generation: int, positions: Mapping[str, Position]) -> Unit[None]:
         yield from log.begin_life(generation, positions)
+        if positions:
+            # What came back tells of what others did, as far as they had got: copies from before that
+            # would contradict it, so each is taken whole.
+            for peer in self._mesh.peers:
+                for copied in self._topics:
+                    yield from inbox.begin_install(peer, copied.name)
         for topic in positions:
             # One topic may have come back as of an earlier moment than another.
             while (yield from self._reconcile(self._mesh.here, topic)):

@@ -223,6 +223,9 @@ class Replicator:
                 await asyncio.sleep(EXCHANGE_INTERVAL_S)
                 continue
             self._see(peer, cursors, answer)
+            for topic in await self._store.read(inbox.incomplete(peer)):
+                self._lost[peer].add(topic)
+                self._found_lost.notify()
             for topic in sorted(answer.heads):
                 head = answer.heads[topic]
                 cursor = cursors.get(topic, 0)

@@ -46,7 +46,7 @@ def test_an_entry_that_conflicts_is_parked_seen_and_retried(mesh: RunningMesh) -
     assert mesh.cli.json("verify")["passed"] is True
     assert mesh.cli.refused("parked", "drop", "b", name)["reason"] == "NOT_PARKED"
     logs = "".join(file.read_text() for file in mesh.cli.state.rglob("*.log"))
-    assert logs.count("parked entry: retry") == 2
+    assert logs.count("operator action: retry parked entry") == 2
     assert poisoned not in logs
 
 
