@@ -48,8 +48,14 @@ class Changes:
     async def prepare(self) -> None:
         self.payer, self.near = [await self.load.register("a") for _ in range(2)]
         self.far = await self.load.register("b")
+        # Whom a does not know, it cannot pay while b is away.
+        await self.load.until(self._far_is_copied)
         self.token = await self._log_in("a", self.payer)
         await self.load.stage.deposit("a", self._ids.unique(), self.payer.account_id, 1_000_000)
+
+    def _far_is_copied(self) -> bool:
+        known = "SELECT 1 FROM account WHERE account_id = ?"
+        return bool(self.load.stage.disk("a").rows("account", known, self.far.account_id))
 
     async def edit(self, value: str) -> None:
         request = UpdateProfileRequest(
