@@ -424,7 +424,6 @@ PLANTED = (
     Planted("ONCE", "retry with a new id", retry_with_a_new_id),
     Planted("ONCE", "a hold may be captured twice", a_hold_may_be_captured_twice),
     Planted("CONVERGE", "holds never expire", holds_never_expire),
-    Planted("DURABLE", "revocations of others forgotten", revocations_of_others_forgotten),
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
     Planted("CONVERGE", "applied without cursor", applied_without_cursor),
     Planted("DURABLE", "lost store begins without asking", lost_store_begins_without_asking),
