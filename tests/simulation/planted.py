@@ -1,7 +1,7 @@
 """Bugs that the simulator must find: at least one for each guarantee, switched on in tests only."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,6 @@ from duohuo.v1.operator_service_pb2 import DELIVERY_STATE_DELIVERED
 from duohuo.v1.routing_pb2 import POLICY_HOME
 from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_DEBITED,
-    TRANSFER_STATE_FAILED,
-    Application,
-    TransferResult,
 )
 from gateway import router, routes
 from gateway.routes import Target
@@ -30,14 +27,12 @@ from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.store import Unit, query
 from session_svc import sessions
-from session_svc import store as session_store
 from session_svc.service import SessionService
 from sync_bus import inbox, log
 from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.inbox import Outcome
-from sync_bus.log import Stamp, Topic
+from sync_bus.log import Stamp
 from sync_bus.recovery import Recovery
-from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 from transfer_svc import chain, controls, dispatch, holds, ledger, notifications, transfers
 from transfer_svc.hold_service import HoldExpiry
@@ -175,43 +170,8 @@ def retry_with_a_new_id(patch: Patch) -> None:
     patch.setattr(dispatch, "transfer_of", transfer_of)
 
 
-def cancelled_without_home(patch: Patch) -> None:
-    """While home is silent, the origin alone says that an application is cancelled."""
-    original = TransferService._cancel_at_home
-
-    async def cancel_at_home(self: TransferService, application: Application) -> TransferResult:
-        try:
-            return await original(self, application)
-        except RpcError:
-            return TransferResult(state=TRANSFER_STATE_FAILED, reason="CANCELLED")
-
-    patch.setattr(TransferService, "_cancel_at_home", cancel_at_home)
-
-
-def log_entry_forgotten_on_publish(patch: Patch) -> None:
-    """The bus's acknowledgement is taken for the other center's."""
-    original = Replicator._publish
-
-    async def publish(self: Replicator, topic: Topic) -> None:
-        bus_publish = self._bus.publish
-
-        async def forgetting(name: str, entries: Sequence[LogEntry]) -> None:
-            await bus_publish(name, entries)
-            await self._store.write("forget", _forget(name, entries[-1].seq))
-
-        patch.setattr(self._bus, "publish", forgetting, raising=False)
-        await original(self, topic)
-
-    patch.setattr(Replicator, "_publish", publish)
-
-
 def _forget(topic: str, seq: int) -> Unit[None]:
     yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
-
-
-def revocations_of_others_forgotten(patch: Patch) -> None:
-    """Another center's revocation moves the cursor and ends nothing."""
-    patch.setattr(session_store, "apply", _nothing)
 
 
 def _nothing(*_: Any) -> Unit[None]:
