@@ -170,10 +170,6 @@ def retry_with_a_new_id(patch: Patch) -> None:
     patch.setattr(dispatch, "transfer_of", transfer_of)
 
 
-def _forget(topic: str, seq: int) -> Unit[None]:
-    yield from query("DELETE FROM log WHERE topic = ? AND seq <= ?", topic, seq)
-
-
 def _nothing(*_: Any) -> Unit[None]:
     yield from query("SELECT 1")
 
