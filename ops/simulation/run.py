@@ -6,9 +6,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import TimeoutError as Overdue
+from multiprocessing import get_context
 from pathlib import Path
 
 import structlog
@@ -26,6 +27,8 @@ CHECK_INTERVAL_S = 5.0
 SETTLE_S_MAX = 300.0
 """Within so much simulated time after the last fault all is the same everywhere and decided."""
 TIMELINE_LINES = 60
+SEED_S_MAX = 120.0
+"""A seed that takes longer than this, and this again for each simulated minute, is stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,18 @@ def run_seed(seed: int, setup: Setup) -> Result:
 
 
 def run_seeds(seeds: range, setup: Setup, processes: int) -> Iterator[Result]:
-    """Runs many seeds, in as many processes, and yields results in order."""
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(partial(run_seed, setup=setup), seeds, chunksize=1)
+    """Runs many seeds, in as many processes, and yields results in order.
+
+    Raises: `RuntimeError` for a seed that does not end.
+    """
+    # Spawned, not forked: a fork of a process that has used gRPC may never run.
+    with get_context("spawn").Pool(processes) as pool:
+        results = pool.imap(partial(run_seed, setup=setup), seeds)
+        for seed in seeds:
+            try:
+                yield results.next(SEED_S_MAX * (1 + setup.minutes))
+            except Overdue:
+                raise RuntimeError(f"seed {seed} does not end, or its process was killed") from None
 
 
 async def _scenario(world: World, workload: Workload, history: History, setup: Setup) -> float:

@@ -87,6 +87,13 @@ class Clocks:
         (found,) = (one for one in status["peers"] if one["center"] == peer)
         return int(found["clock_drift_ms"]) if found.get("clock_alarm") else None
 
+    def register(self) -> str:
+        """A user of a whom b knows as well, so that b can serve it alone."""
+        user = identifier_of("a", ["a", "b"])
+        self.cli.json("register", user)
+        wait_until(lambda: self.history(user, "display_name") == [("", "a", ["a", "b"])])
+        return user
+
     def write(self, user: str, center: str, *profile: str) -> None:
         """Edits at this very center, as a user who has seen all that was edited before."""
 
@@ -123,9 +130,7 @@ def test_later_writes_win_through_both_centers(clocks: Clocks, offset_s: int) ->
     assert told is not None
     assert abs(float(told[1]) - abs(offset_s)) < 5
 
-    user = identifier_of("a", ["a", "b"])
-    cli.json("register", user)
-    wait_until(lambda: cli.run("login", user, "--center", "b").returncode == 0)
+    user = clocks.register()
     cli.json("link", "cut", "a", "b")
     for number, center in enumerate("abab", start=1):
         clocks.write(user, center, "--name", str(number))
@@ -155,9 +160,7 @@ def test_fields_merge_one_by_one_and_a_jumping_clock_changes_nothing(clocks: Clo
     clocks.move(0)
     clocks.start()
     cli = clocks.cli
-    user = identifier_of("a", ["a", "b"])
-    cli.json("register", user)
-    wait_until(lambda: cli.run("login", user, "--center", "b").returncode == 0)
+    user = clocks.register()
     assert clocks.drift_ms("a", "b") is None
     cli.json("link", "cut", "a", "b")
     clocks.write(user, "a", "--name", "one", "--language", "zh-CN")
