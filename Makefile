@@ -36,7 +36,8 @@ check: install ## format, lint, types, import layers and protos, without the tes
 	$(BIN)/buf lint protos
 
 test: check ## everything that must be true, from lint to killed centers
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto tests/unit tests/contract tests/simulation
+	$(BIN)/python -m pytest tests/integration
 
 format: install ## rewrite the code the way the checks want it
 	$(BIN)/ruff format .

@@ -119,7 +119,12 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         users.append(clients.spawn(workload.operate(until_s)))
         await nemesis.run(until_s)
         healed_s = world.loop.time()
-        await asyncio.gather(*users)
+        await asyncio.wait(users, timeout=SETTLE_S_MAX)
+        for user in users:
+            if user.done():
+                user.result()
+            elif user.cancel():
+                history.broken.append(f"CONVERGE: a user still tries: {history.operations[-1]}")
         await _settle(world, history)
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
