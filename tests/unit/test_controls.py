@@ -205,7 +205,7 @@ async def test_what_was_paid_in_a_day_may_be_more_than_64_bits_hold(two: Bank) -
         query(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)"
             " INSERT INTO transfer SELECT ?2, 'many-' || i, x'', ?3, 'b', 'CNY', 999999999999999,"
-            " '', 3, '', '', ?4, 'a' FROM n",
+            " '', 3, '', '', ?4, 'a', '' FROM n",
             count,
             ALICE,
             BOB,

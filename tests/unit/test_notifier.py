@@ -279,8 +279,11 @@ async def test_the_copy_is_enough_while_home_is_away(store: SqliteStore) -> None
     assert len(told.courier.posted) == 1
 
 
-async def test_only_home_says_that_nobody_wants_to_know(store: SqliteStore) -> None:
+async def test_only_home_says_that_nobody_wants_to_know(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It waits without counting attempts, and goes on when home is back."""
+    monkeypatch.setattr(notifier, "ROUND_INTERVAL_S", 0)
     told = bench(store)
     told.home.answer = fails(unreachable("b", ran=False))
     await decided(store)
