@@ -53,6 +53,9 @@ class SimulatedDisk:
     def crash(self) -> None:
         """Closes the files without a word, as a killed process does."""
         for connection in self._open.values():
+            # An error that is still remembered keeps a statement, and that the file's lock, beyond closing.
+            connection.execute("PRAGMA locking_mode=NORMAL")
+            connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.close()
         self._open.clear()
 
