@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
+    DELIVERY_STATE_DEAD,
+    DELIVERY_STATE_DELIVERED,
+    DELIVERY_STATE_DROPPED,
+    DELIVERY_STATE_WAITING,
     ApplicationFact,
+    Channel,
+    Delivery,
     EntryFact,
     FindTransfersResponse,
     SpanRecord,
@@ -101,6 +107,10 @@ def _merged(told: Sequence[tuple[str, TransferFacts]]) -> TransferFacts:
             whole.receipt.CopyFrom(facts.receipt)
         if facts.HasField("refusal"):
             whole.refusal.CopyFrom(facts.refusal)
+        if facts.HasField("hold"):
+            whole.hold.CopyFrom(facts.hold)
+        # Each is known to one center alone.
+        whole.deliveries.extend(facts.deliveries)
     whole.entries.extend(entry for _, entry in sorted(entries.items()))
     whole.applications.extend(
         sorted(
@@ -148,7 +158,8 @@ def _asked(known: Known) -> Iterator[Sentence]:
             f" Center {one.origin_center} queued it as application {one.application_id},"
             f" good until {iso(milliseconds(one.expire_time))}.",
         )
-    if facts.applications or not facts.HasField("decision"):
+    # Of a capture the hold tells.
+    if facts.applications or facts.HasField("hold") or not facts.HasField("decision"):
         return
     decision = facts.decision
     what = f"{_money(decision.amount)} to {_payee(decision.payee_account_id)}"
@@ -172,6 +183,26 @@ def _asked(known: Known) -> Iterator[Sentence]:
             milliseconds(decision.decide_time),
             decision.asked_center,
             f"{_payer(facts)} asked center {decision.asked_center} to pay {what} at once.",
+        )
+
+
+def _held(known: Known) -> Iterator[Sentence]:
+    facts = known.facts
+    if not facts.HasField("hold"):
+        return
+    hold = facts.hold
+    yield Sentence(
+        milliseconds(hold.create_time),
+        hold.center,
+        f"{_home(hold.center, 'payer')} kept {_money(hold.amount)} back for this, as hold"
+        f" {hold.hold_id}, until {iso(milliseconds(hold.expire_time))}.",
+    )
+    if facts.HasField("decision"):
+        yield Sentence(
+            milliseconds(facts.decision.decide_time),
+            hold.center,
+            f"{_payer(facts)} had hold {hold.hold_id} captured: {_money(facts.decision.amount)} of"
+            f" the {_money(hold.amount)}.",
         )
 
 
@@ -264,6 +295,9 @@ def _told(known: Known) -> Iterator[Sentence]:
             f"Application {one.application_id} ended as {state}{because};"
             " its payer was told on every open watch, and is told whenever asking.",
         )
+    origins = {one.application_id: one.origin_center for one in known.facts.applications}
+    for delivery in known.facts.deliveries:
+        yield from _delivered(delivery, origins.get(delivery.subject_id, "?"))
     if known.facts.applications:
         return
     for span in _calls(known.spans):
@@ -278,13 +312,30 @@ def _told(known: Known) -> Iterator[Sentence]:
         )
 
 
+def _delivered(delivery: Delivery, origin: str) -> Iterator[Sentence]:
+    """How the payer was told by one channel; nothing of a channel that the payer does not want."""
+    channel = Channel.Name(delivery.channel).removeprefix("CHANNEL_").lower()
+    failed = f"after {delivery.attempts} failed attempts" if delivery.attempts else ""
+    why = f", the last because of {delivery.last_error}" if delivery.last_error else ""
+    end_ms = milliseconds(delivery.end_time)
+    if delivery.state == DELIVERY_STATE_DELIVERED:
+        said = f"The payer's {channel} took the message {failed}".strip()
+        yield Sentence(end_ms, origin, f"{said}.")
+    elif delivery.state in (DELIVERY_STATE_DEAD, DELIVERY_STATE_DROPPED):
+        said = f"Center {origin} gave up telling the payer by {channel} {failed}".strip()
+        yield Sentence(end_ms, origin, f"{said}{why}.")
+    elif delivery.state == DELIVERY_STATE_WAITING:
+        said = f"The payer is to be told by {channel} {failed}".strip()
+        yield Sentence(milliseconds(delivery.next_attempt_time), origin, f"{said}{why}.")
+
+
 CHAPTERS: Sequence[Callable[[Known], Iterable[Sentence]]] = (
     _asked,
+    _held,
     _attempted,
     _decided,
     _answered_by_payees_home,
     _told,
-    # Holds and notifications go here, each a function on the facts of its own.
 )
 
 

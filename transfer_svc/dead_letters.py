@@ -50,7 +50,8 @@ class DeadLetters:
         if not request.notification_id:
             raise invalid("notification_id", "must name one notification")
         done = await self._store.write(
-            "drop notification", notifications.drop(request.notification_id)
+            "drop notification",
+            notifications.drop(request.notification_id, self._clock.wall_ms()),
         )
         if not done:
             raise _nothing_open("this center has nothing undelivered of it")

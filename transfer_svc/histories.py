@@ -11,6 +11,7 @@ from duohuo.v1.operator_service_pb2 import (
     EntryFact,
     FindTransfersRequest,
     FindTransfersResponse,
+    HoldFact,
     ReceiptFact,
     RefusalFact,
     TransferFacts,
@@ -19,7 +20,8 @@ from duohuo.v1.transfer_service_pb2 import Application
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.store import Store, Unit, query
-from transfer_svc import applications, attempts, refusals, transfers
+from transfer_svc import applications, attempts, holds, notifications, refusals, transfers
+from transfer_svc.holds import HoldRow
 from transfer_svc.refusals import Refusal
 from transfer_svc.transfers import TransferRow
 
@@ -81,6 +83,10 @@ def _facts(payer: str, transfer_id: str) -> Unit[TransferFacts]:
         fact = _application(application.message)
         fact.attempts.extend((yield from _attempts(application_id)))
         facts.applications.append(fact)
+        facts.deliveries.extend((yield from notifications.of_subject(application_id)))
+    hold = yield from holds.captured_as(payer, transfer_id)
+    if hold is not None:
+        facts.hold.CopyFrom(_hold(hold))
     received = yield from query(
         "SELECT center, reason FROM received WHERE payer_account_id = ? AND transfer_id = ?",
         payer,
@@ -167,6 +173,16 @@ def _application(message: Application) -> ApplicationFact:
     if message.HasField("decide_time"):
         fact.decide_time.CopyFrom(message.decide_time)
     return fact
+
+
+def _hold(hold: HoldRow) -> HoldFact:
+    return HoldFact(
+        hold_id=hold.hold_id,
+        center=hold.center,
+        amount=Money(currency_code=hold.currency, minor_units=hold.minor_units),
+        create_time=timestamp(hold.create_ms),
+        expire_time=timestamp(hold.expire_ms),
+    )
 
 
 def _refusal(refusal: Refusal) -> RefusalFact:

@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS hold (
   PRIMARY KEY (payer_account_id, hold_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS hold_open ON hold (payer_account_id, expire_ms)
   WHERE state = {HOLD_STATE_HELD};
+CREATE INDEX IF NOT EXISTS hold_captured ON hold (payer_account_id, transfer_id)
+  WHERE transfer_id <> '';
 CREATE INDEX IF NOT EXISTS hold_due ON hold (center, expire_ms) WHERE state = {HOLD_STATE_HELD};
 """
 
@@ -85,6 +87,17 @@ def find(payer_account_id: str, hold_id: str) -> Unit[HoldRow | None]:
         f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id = ? AND hold_id = ?",  # noqa: S608 - constant names
         payer_account_id,
         hold_id,
+    )
+    return HoldRow(*rows[0]) if rows else None
+
+
+def captured_as(payer_account_id: str, transfer_id: str) -> Unit[HoldRow | None]:
+    """The hold that was captured by a transfer."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id = ? AND transfer_id = ?"  # noqa: S608 - constant names
+        " AND transfer_id <> ''",
+        payer_account_id,
+        transfer_id,
     )
     return HoldRow(*rows[0]) if rows else None
 

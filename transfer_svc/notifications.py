@@ -34,8 +34,9 @@ CREATE TABLE IF NOT EXISTS notification (
 CREATE TABLE IF NOT EXISTS delivery (
   notification_id TEXT NOT NULL REFERENCES notification, channel INTEGER NOT NULL,
   account_id TEXT NOT NULL, state INTEGER NOT NULL, attempts INTEGER NOT NULL,
-  next_attempt_ms INTEGER NOT NULL, last_error TEXT NOT NULL,
+  next_attempt_ms INTEGER NOT NULL, last_error TEXT NOT NULL, end_ms INTEGER,
   PRIMARY KEY (notification_id, channel)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS notification_by_subject ON notification (subject_id);
 CREATE INDEX IF NOT EXISTS delivery_due ON delivery (channel, next_attempt_ms) WHERE state = 1;
 CREATE INDEX IF NOT EXISTS delivery_dead ON delivery (notification_id) WHERE state = 4;
 """
@@ -108,7 +109,7 @@ def note(application: Application, stamp: Stamp) -> Unit[None]:
     )
     for channel in CHANNELS if rows else ():
         yield from query(
-            "INSERT INTO delivery VALUES (?, ?, ?, ?, 0, ?, '')",
+            "INSERT INTO delivery VALUES (?, ?, ?, ?, 0, ?, '', NULL)",
             noted,
             channel,
             application.payer_account_id,
@@ -133,7 +134,7 @@ def of_restored(origin: str, stamp: Stamp, limit: int) -> Unit[int]:
         if age_ms > RESTORED_AGE_MS_MAX:
             noted = notification_id(application.application_id)
             for channel in CHANNELS:
-                yield from finish(noted, channel, DELIVERY_STATE_DROPPED, "TOO_OLD")
+                yield from finish(noted, channel, DELIVERY_STATE_DROPPED, stamp.time_ms, "TOO_OLD")
     return len(rows)
 
 
@@ -178,12 +179,17 @@ def next_due_ms(channel: Channel.ValueType, now_ms: int) -> Unit[int | None]:
 
 
 def finish(
-    noted: str, channel: Channel.ValueType, state: DeliveryState.ValueType, error: str = ""
+    noted: str,
+    channel: Channel.ValueType,
+    state: DeliveryState.ValueType,
+    end_ms: int | None,
+    error: str = "",
 ) -> Unit[bool]:
-    """Moves a delivery to a state, if the table allows it; says whether it did."""
+    """Moves a delivery to a state, if the table allows it; says whether it did. It ends with that, but in
+    WAITING."""
     allowed = FOLLOWS[state]
     rows = yield from query(
-        "UPDATE delivery SET state = ?1, last_error = ?2 WHERE notification_id = ?3"
+        "UPDATE delivery SET state = ?1, last_error = ?2, end_ms = ?7 WHERE notification_id = ?3"
         " AND channel = ?4 AND state IN (?5, ?6) RETURNING 1",
         state,
         error,
@@ -191,6 +197,7 @@ def finish(
         channel,
         allowed[0],
         allowed[-1],
+        end_ms,
     )
     return bool(rows)
 
@@ -231,19 +238,26 @@ def retry(noted: str, now_ms: int) -> Unit[list[Delivery]]:
     """Dead letters of one notification, or of all if empty, wait again as if never tried."""
     done = []
     for one in (yield from _select("state = 4 AND (?1 = '' OR notification_id = ?1)", noted)):
-        yield from finish(one.notification_id, one.channel, DELIVERY_STATE_WAITING)
+        yield from finish(one.notification_id, one.channel, DELIVERY_STATE_WAITING, None)
         yield from failed(one.notification_id, one.channel, 0, "", now_ms)
         done += yield from _of(one.notification_id, one.channel)
     return done
 
 
-def drop(noted: str) -> Unit[list[Delivery]]:
+def drop(noted: str, now_ms: int) -> Unit[list[Delivery]]:
     """Gives up what is not delivered of a notification."""
     done = []
     for one in (yield from _select("state IN (1, 4) AND notification_id = ?1", noted)):
-        yield from finish(one.notification_id, one.channel, DELIVERY_STATE_DROPPED, one.last_error)
+        yield from finish(
+            one.notification_id, one.channel, DELIVERY_STATE_DROPPED, now_ms, one.last_error
+        )
         done += yield from _of(one.notification_id, one.channel)
     return done
+
+
+def of_subject(subject_id: str) -> Unit[list[Delivery]]:
+    """How each channel is with what is told of an application."""
+    return (yield from _select("subject_id = ?1", subject_id))
 
 
 def counts() -> Unit[dict[str, int]]:
@@ -262,7 +276,7 @@ def _of(noted: str, channel: Channel.ValueType) -> Unit[list[Delivery]]:
 def _select(where: str, *values: str | int) -> Unit[list[Delivery]]:
     sql = (
         "SELECT notification_id, channel, state, d.account_id, subject_id, attempts, last_error,"  # noqa: S608 - constants
-        " create_ms, next_attempt_ms FROM delivery d JOIN notification n USING (notification_id)"
+        " create_ms, next_attempt_ms, end_ms FROM delivery d JOIN notification n USING (notification_id)"
         f" WHERE {where} ORDER BY create_ms, 1, 2 LIMIT {LISTED_MAX}"
     )
     rows = yield from query(sql, *values)
@@ -282,4 +296,6 @@ def _delivery(row: Row) -> Delivery:
     )
     if found.state == DELIVERY_STATE_WAITING:
         found.next_attempt_time.CopyFrom(timestamp(row[8]))
+    if row[9] is not None:
+        found.end_time.CopyFrom(timestamp(row[9]))
     return found

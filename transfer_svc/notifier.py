@@ -118,7 +118,12 @@ class Notifier:
             if not wanted:
                 await self._store.write(
                     "notification unwanted",
-                    notifications.finish(due.notification_id, due.channel, DELIVERY_STATE_UNWANTED),
+                    notifications.finish(
+                        due.notification_id,
+                        due.channel,
+                        DELIVERY_STATE_UNWANTED,
+                        self._site.clock.wall_ms(),
+                    ),
                 )
                 return
             host = (urlsplit(wanted).hostname or "") if due.channel == CHANNEL_WEBHOOK else ""
@@ -135,7 +140,10 @@ class Notifier:
                 await self._store.write(
                     "notification delivered",
                     notifications.finish(
-                        due.notification_id, due.channel, DELIVERY_STATE_DELIVERED
+                        due.notification_id,
+                        due.channel,
+                        DELIVERY_STATE_DELIVERED,
+                        self._site.clock.wall_ms(),
                     ),
                 )
             finally:
@@ -158,7 +166,8 @@ class Notifier:
 
     async def _failed(self, due: Due, undelivered: Undelivered) -> None:
         attempts = due.attempts + 1
-        next_ms = self._site.clock.wall_ms() + delay_ms(attempts, self._site.random)
+        now_ms = self._site.clock.wall_ms()
+        next_ms = now_ms + delay_ms(attempts, self._site.random)
         given_up = undelivered.final or attempts >= ATTEMPTS_MAX
 
         def unit() -> Unit[None]:
@@ -167,7 +176,11 @@ class Notifier:
             )
             if given_up:
                 yield from notifications.finish(
-                    due.notification_id, due.channel, DELIVERY_STATE_DEAD, undelivered.reason
+                    due.notification_id,
+                    due.channel,
+                    DELIVERY_STATE_DEAD,
+                    now_ms,
+                    undelivered.reason,
                 )
 
         await self._store.write("notification failed", unit())

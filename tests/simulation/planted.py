@@ -284,7 +284,7 @@ def delivered_before_it_is_sent(patch: Patch) -> None:
     async def failed(self: Notifier, due: Any, _undelivered: Any) -> None:
         await self._store.write(
             "sent",
-            notifications.finish(due.notification_id, due.channel, DELIVERY_STATE_DELIVERED),
+            notifications.finish(due.notification_id, due.channel, DELIVERY_STATE_DELIVERED, 0),
         )
 
     patch.setattr(Notifier, "_failed", failed)

@@ -10,7 +10,15 @@ from unittest.mock import AsyncMock, patch
 import pytest
 
 from duohuo.v1.money_pb2 import Money
-from duohuo.v1.operator_service_pb2 import FindTransfersResponse, SpanRecord, TransferFacts
+from duohuo.v1.operator_service_pb2 import (
+    CHANNEL_EMAIL,
+    CHANNEL_WEBHOOK,
+    DELIVERY_STATE_DEAD,
+    DELIVERY_STATE_DELIVERED,
+    FindTransfersResponse,
+    SpanRecord,
+    TransferFacts,
+)
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_QUEUED,
     TRANSFER_STATE_CREDITED,
@@ -25,7 +33,7 @@ from runtime.dispatcher import Incoming
 from runtime.store import query
 from tests.fakes import NOON_MS, FakeClock, account
 from tests.unit.bank import Bank, Center, bank
-from transfer_svc import applications, attempts, histories
+from transfer_svc import applications, attempts, histories, notifications
 from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 from transfer_svc.states import Decision
@@ -283,6 +291,13 @@ async def test_a_decided_application_from_its_acceptance_to_its_payers_hearing_o
     await b.store.write("decided", decided)
     later(two)
     await two.settle()
+    notified = notifications.finish(
+        notifications.notification_id(APPLICATION),
+        CHANNEL_WEBHOOK,
+        DELIVERY_STATE_DELIVERED,
+        NOON_MS + 7000,
+    )
+    await b.store.write("notified", notified)
     lines = await told(two, wanted=wanted)
     assert lines == [
         QUEUED[0],
@@ -304,6 +319,8 @@ async def test_a_decided_application_from_its_acceptance_to_its_payers_hearing_o
             "3 s  b   Application application-1 ended as SUCCEEDED; its payer was told on every open"
             " watch, and is told whenever asking."
         ),
+        "3 s  b   The payer is to be told by email.",
+        "7 s  b   The payer's webhook took the message.",
         "It ended as CREDITED.",
     ]
     assert "bob@example.com" not in str(await collected(two, wanted))
@@ -400,3 +417,50 @@ async def test_a_refusal_tells_what_was_held_of_the_balance(two: Bank) -> None:
     )
     assert refused in await told(two, "a")
     assert refused in await told(two, "b")
+
+
+async def test_deliveries_that_fail(two: Bank) -> None:
+    b = await queued(two)
+    cancelled = applications.decide(APPLICATION, Decision.EXPIRED, "", "", b.site.stamps.now())
+    await b.store.write("expired", cancelled)
+    noted = notifications.notification_id(APPLICATION)
+    for unit in (
+        notifications.failed(noted, CHANNEL_EMAIL, 2, "SMTP_450", NOON_MS + 9000),
+        notifications.failed(noted, CHANNEL_WEBHOOK, 8, "HTTP_500", NOON_MS + 9000),
+        notifications.finish(
+            noted, CHANNEL_WEBHOOK, DELIVERY_STATE_DEAD, NOON_MS + 8000, "HTTP_500"
+        ),
+    ):
+        await b.store.write("failed", unit)
+    assert (await told(two))[-3:-1] == [
+        (
+            "8 s  b   Center b gave up telling the payer by webhook after 8 failed attempts, the last"
+            " because of HTTP_500."
+        ),
+        (
+            "9 s  b   The payer is to be told by email after 2 failed attempts, the last because of"
+            " SMTP_450."
+        ),
+    ]
+
+
+async def test_the_capture_of_a_hold_tells_of_the_hold(two: Bank) -> None:
+    await two.reserve(ALICE, BOB, 60, "hold-1", lasts_ms=60_000)
+    later(two)
+    await two.capture(ALICE, "hold-1", ID, 40)
+    assert await told(two) == [
+        "transfer transfer-1 of ALICE",
+        (
+            "0 s  a   Center a, the payer's home, kept 60 CNY back for this, as hold hold-1, until 60"
+            " s."
+        ),
+        "1 s  a   ALICE had hold hold-1 captured: 40 CNY of the 60 CNY.",
+        (
+            "1 s  a   Center a, the payer's home, decided to pay. It saw a balance of 1000 CNY; 960 CNY"
+            " were left. 40 CNY went into transit to center b, the payee's home."
+        ),
+        (
+            "The money is still in transit: the payer's home has not heard yet that center b has"
+            " credited or refused it."
+        ),
+    ]
