@@ -14,9 +14,9 @@ from duohuo.internal.v1.peer_services_pb2 import (
 from runtime.clock import Clock
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError, invalid
-from runtime.signal import Signal
 from runtime.store import Store, Unit
 from sync_bus import lag, log
+from sync_bus.growth import Growth
 
 PULL_ENTRIES_MAX = 500
 PULL_BYTES_MAX = 512 * 1024
@@ -32,13 +32,13 @@ class FeedServicer:
         peers: frozenset[str],
         clock: Clock,
         mark_lost: Callable[[], Awaitable[None]],
+        growth: Growth,
     ) -> None:
         self._store = store
         self._peers = peers
         self._clock = clock
         self._mark_lost = mark_lost
-        self._committed = Signal()
-        store.on_commit(self._committed.notify)
+        self._growth = growth
 
     async def Exchange(self, request: ExchangeRequest, _incoming: Incoming) -> ExchangeResponse:
         if request.center not in self._peers:
@@ -69,8 +69,9 @@ class FeedServicer:
 
     async def Pull(self, request: PullRequest, _incoming: Incoming) -> AsyncIterator[PullResponse]:
         after = request.after_seq
+        grown = self._growth.of(request.topic)
         while True:
-            committed = self._committed.next()
+            change = grown.next()
             entries = await self._store.read(log.read_after(request.topic, after, PULL_ENTRIES_MAX))
             begins = entries[0].seq if entries else await self._head(request.topic) + 1
             if begins > after + 1:
@@ -84,7 +85,7 @@ class FeedServicer:
                 after = entries[-1].seq
                 yield PullResponse(entries=entries, head=after)
             elif request.follow:
-                await self._committed.wait(committed)
+                await grown.wait(change)
             else:
                 return
 

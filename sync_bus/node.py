@@ -36,6 +36,7 @@ from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.bus import Bus
 from sync_bus.copies import CopiedTable, Found
 from sync_bus.feed import FeedServicer
+from sync_bus.growth import Growth
 from sync_bus.inbox import Handler
 from sync_bus.log import Stamp, Topic
 from sync_bus.recovery import Recovery
@@ -113,8 +114,9 @@ class ServiceNode:
         )
         self.refusal = self._recovery.refusal
         self.wait_alive = self._recovery.wait_alive
+        self._growth = Growth(database)
         self._replicator = Replicator(
-            role, topics, database, site, bus, _with_audit(handler), snapshots
+            role, topics, database, site, bus, _with_audit(handler), snapshots, self._growth
         )
         self._anti_entropy = AntiEntropy(role, topics, database, site.mesh)
         self.current_ms = self._replicator.current_ms
@@ -127,7 +129,11 @@ class ServiceNode:
         self._clocks = site.mesh.clocks
         self.servicers = (
             FeedServicer(
-                database, frozenset(site.mesh.peers), site.clock, self._recovery.mark_lost
+                database,
+                frozenset(site.mesh.peers),
+                site.clock,
+                self._recovery.mark_lost,
+                self._growth,
             ),
             SnapshotServicer(topics, database, site.mesh),
             self,
@@ -137,6 +143,7 @@ class ServiceNode:
         await self._recovery.run()
         async with asyncio.TaskGroup() as tasks:
             running = [
+                tasks.create_task(self._growth.run()),
                 tasks.create_task(self._replicator.run()),
                 tasks.create_task(self._anti_entropy.run()),
             ]

@@ -33,6 +33,7 @@ from runtime.store import Store
 from sync_bus import audit, inbox, lag, log, parked
 from sync_bus.audit import Action
 from sync_bus.bus import Bus, BusFault
+from sync_bus.growth import Growth
 from sync_bus.inbox import Arrival, Cursor, Handler, Outcome
 from sync_bus.lag import Sight
 from sync_bus.log import Road, Topic
@@ -64,6 +65,7 @@ class Replicator:
         bus: Bus,
         handler: Handler,
         snapshots: Snapshots,
+        growth: Growth,
     ) -> None:
         self._role = role
         self._topics = {topic.name: topic for topic in topics}
@@ -82,8 +84,7 @@ class Replicator:
         self._lost: dict[str, set[str]] = {peer: set() for peer in self._mesh.peers}
         self._found_lost = Signal()
         self._current_ms: dict[tuple[str, str], int] = {}
-        self._committed = Signal()
-        store.on_commit(self._committed.notify)
+        self._growth = growth
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -185,14 +186,15 @@ class Replicator:
         life = await self._store.read(log.life())
         # What the bus holds of an earlier life does not count.
         sent = last.seq if last is not None and last.generation == life.generation else 0
+        grown = self._growth.of(topic.name)
         while True:
-            committed = self._committed.next()
+            change = grown.next()
             entries = await self._store.read(log.read_after(topic.name, sent, PUBLISH_ENTRIES_MAX))
             if entries:
                 await self._bus.publish(topic.name, entries)
                 sent = entries[-1].seq
             else:
-                await self._committed.wait(committed)
+                await grown.wait(change)
 
     async def _consume(self, peer: str) -> None:
         async with aclosing(self._bus.deliveries(peer)) as deliveries:  # type: ignore[type-var]

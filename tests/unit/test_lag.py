@@ -12,6 +12,7 @@ from runtime.dispatcher import Incoming
 from runtime.store import SqliteStore
 from sync_bus import log
 from sync_bus.feed import FeedServicer
+from sync_bus.growth import Growth
 from sync_bus.lag import SILENT_AFTER_MS, Lag, Pace, Sight, measure, see
 from sync_bus.node import ServiceNode
 from tests.fakes import GENERATION, NOON_MS, FakeClock, site, stamp, temporary_store
@@ -108,7 +109,7 @@ async def test_a_source_tells_since_when_the_first_missing_entry_waits_by_its_ow
     async def not_lost() -> None:
         raise AssertionError
 
-    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100), not_lost)
+    feed = FeedServicer(store, frozenset("b"), FakeClock(NOON_MS + 100), not_lost, Growth(store))
 
     async def exchange(**cursors: int) -> ExchangeResponse:
         request = ExchangeRequest(center="b", cursors=cursors, generation=GENERATION)
