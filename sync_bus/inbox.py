@@ -223,8 +223,11 @@ def seal(source: str, generation: int) -> Unit[int]:
 def adopt(source: str, generation: int, bases: Mapping[str, int]) -> Unit[bool]:
     """Follows a source into a life that began behind the numbers in `bases`.
 
-    False if more than that has been applied here: the source has lost what this center has.
+    False if more than that has been applied here: the source has lost what this center has. Nothing is
+    changed if the life, or a later one, is followed already: what the source said has come late.
     """
+    if (yield from generation_of(source)) >= generation:
+        return True
     applied = yield from cursors(source)
     diverged = any(seq > bases.get(topic, 0) for topic, seq in applied.items())
     if diverged:

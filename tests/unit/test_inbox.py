@@ -239,6 +239,13 @@ async def test_a_life_is_followed_unless_it_began_before_what_is_here(
     assert await deliver(store, [of_life(found.generation, 3)]) == held
 
 
+async def test_what_a_source_said_at_its_beginning_may_come_late(store: SqliteStore) -> None:
+    """Meanwhile its life was followed, and entries of it have been applied."""
+    await deliver(store, [arrival(1)])
+    assert await store.write("adopt", inbox.adopt("b", GENERATION, {"accounts": 0}))
+    assert await deliver(store, [arrival(2)]) == [APPLIED]
+
+
 async def test_a_seal_ends_a_divergence(store: SqliteStore) -> None:
     await deliver(store, [arrival(1)])
     await store.write("adopt", inbox.adopt("b", 7, {}))
