@@ -207,6 +207,16 @@ def incomplete(source: str) -> Unit[list[str]]:
     return [row[0] for row in rows]
 
 
+def lacking(source: str) -> Unit[list[str]]:
+    """Topics of a source that cannot be given back to it: copies that are incomplete, or have entries parked."""
+    rows = yield from query(
+        "SELECT topic FROM cursor WHERE source = ?1 AND installing"
+        " UNION SELECT topic FROM parked WHERE source = ?1 ORDER BY topic",
+        source,
+    )
+    return [row[0] for row in rows]
+
+
 def seal(source: str, generation: int) -> Unit[int]:
     """Ends all earlier lives of a source's store: what has been applied of them stays as it is.
 

@@ -107,7 +107,7 @@ class SnapshotServicer:
 
     def _sealed(self, center: str, generation: int) -> Unit[SealResponse]:
         cursors = yield from inbox.cursors(center)
-        incomplete = yield from inbox.incomplete(center)
+        incomplete = yield from inbox.lacking(center)
         return SealResponse(generation=generation, cursors=cursors, incomplete=incomplete)
 
     def _start(self, source: str, topic: Topic) -> Unit[CopyStart]:
@@ -121,6 +121,13 @@ class SnapshotServicer:
                     StatusCode.FAILED_PRECONDITION,
                     "COPY_INCOMPLETE",
                     f"center {self._mesh.here} has not all of it itself",
+                )
+            if copy.parked:
+                raise RpcError(
+                    StatusCode.FAILED_PRECONDITION,
+                    "COPY_INCOMPLETE",
+                    f"center {self._mesh.here} has entries of it parked: {copy.parked}"
+                    f" (duohuo parked list {self._mesh.here})",
                 )
             generation, position = copy.generation, copy.position
         # A merged topic's rows are of all centers: none is newer than what this one has ever seen.

@@ -344,6 +344,24 @@ class TestRestoring:
             running.cancel()
             assert (await life(a)).generation == 0
 
+    async def test_a_copy_that_has_parked_an_entry_is_not_taken_for_the_whole(self) -> None:
+        """It is as far as its owner was, but without what that entry did."""
+        async with centers("a", "b", "c") as three:
+            await three.deposit(ALICE, 10, "deposit-1")
+            await three.settle()
+            for name in "bc":
+                await three.service(name).store.write(
+                    "park", query("INSERT INTO parked VALUES ('a', 'ledger', 1, x'', 'POISON', 0)")
+                )
+            a = await three.lose_disk("a")
+            running = asyncio.create_task(a.recovery.run())
+            await until(
+                lambda: "has entries of it parked: 1 (duohuo parked list" in a.recovery.doing
+            )
+            await three.service("c").store.write("retried", query("DELETE FROM parked"))
+            await running
+            assert await a.balance(ALICE) == 10
+
     async def test_a_copy_that_has_only_begun_to_arrive_is_waited_for(self) -> None:
         """Its cursor says nothing yet: that must not be taken for a center that never had anything."""
         async with centers("a", "b") as two:

@@ -196,6 +196,7 @@ class TestInstalling:
             b = two.service("b")
             request = PullRequest(topic="changes", follow=True).SerializeToString()
             parts = b.site.mesh.stream("a", Call(peer_method("account", "Pull"), request, 1.0))
+            growing = asyncio.create_task(two.service("a").node._growth.run())
             waiting = asyncio.ensure_future(anext(parts))
             await asyncio.sleep(0)
             now = two.service("a").site.stamps.now()
@@ -208,6 +209,7 @@ class TestInstalling:
             await two.service("a").store.write("edit", write_forget_and_write())
             with pytest.raises(RpcError, match="SNAPSHOT_NEEDED"):
                 await waiting
+            growing.cancel()
 
     @pytest.mark.parametrize("currency", ["CNY", "EUR"])
     async def test_what_entries_would_have_caused_happens_once(
