@@ -208,7 +208,7 @@ def incomplete(source: str) -> Unit[list[str]]:
 
 
 def lacking(source: str) -> Unit[list[str]]:
-    """Topics of a source that cannot be given back to it: copies that are incomplete, or have entries parked."""
+    """Topics of a source that cannot be given back to it: incomplete, or with parked entries."""
     rows = yield from query(
         "SELECT topic FROM cursor WHERE source = ?1 AND installing"
         " UNION SELECT topic FROM parked WHERE source = ?1 ORDER BY topic",
