@@ -39,6 +39,7 @@ class Nemesis:
         conditions.lose = self._random.choice((0.0, 0.0, 0.01, 0.05))
         conditions.duplicate = self._random.choice((0.0, 0.02, 0.1))
         conditions.slow = self._random.choice((0.0, 0.01, 0.05))
+        conditions.hang_up = self._random.choice((0.0, 0.01, 0.05))
         conditions.unreceived = self._random.choice((0.0, 0.1, 0.4))
         for center in world.centers.values():
             center.clock.rate = 1 + self._random.choice((0.0, 0.0, 1e-4, -1e-4, 1e-2))
@@ -75,7 +76,7 @@ class Nemesis:
         self._tell("everything heals")
         conditions = self._world.network.conditions
         conditions.cut.clear()
-        conditions.lose = conditions.duplicate = conditions.slow = 0.0
+        conditions.lose = conditions.duplicate = conditions.slow = conditions.hang_up = 0.0
         conditions.unreceived = 0.0
         for name, center in self._world.centers.items():
             center.disk.full, center.disk.slow_s = False, 0.0

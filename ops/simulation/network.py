@@ -16,6 +16,9 @@ from runtime.errors import RpcError, unreachable
 KEEPALIVE_S = 4.0
 """How long a broken stream goes unnoticed."""
 
+HANG_UP_S_MAX = 0.008
+"""About as long as handlers take."""
+
 
 @dataclass(slots=True)
 class Conditions:
@@ -24,6 +27,8 @@ class Conditions:
     lose: float = 0.0
     duplicate: float = 0.0
     slow: float = 0.0
+    hang_up: float = 0.0
+    """How often a caller is gone before it is answered."""
     unreceived: float = 0.0
     """How often a notification, or the receiver's answer, is lost."""
     latency_s: tuple[float, float] = (0.0005, 0.015)
@@ -143,8 +148,11 @@ class Network:
         reply, error = None, None
         serving = asyncio.current_task()
         assert serving is not None  # noqa: S101 - narrows a type: this is a task
-        # As gRPC does: the handler is cancelled at the caller's deadline.
-        deadline = self._loop.call_later(call.timeout_s, serving.cancel)
+        # As gRPC does: the handler is cancelled at the caller's deadline, or when its connection ends.
+        left_s = call.timeout_s
+        if self._chance(self.conditions.hang_up) and _between_centers(source, target):
+            left_s = self._random.uniform(0, HANG_UP_S_MAX)
+        deadline = self._loop.call_later(left_s, serving.cancel)
         try:
             reply = await endpoint.unary(call)
         except RpcError as raised:
