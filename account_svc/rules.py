@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from grpc import StatusCode
 
+from account_svc import password_rules
 from duohuo.v1.account_service_pb2 import Profile, RegisterRequest, UpdateProfileRequest
 from runtime.errors import RpcError, invalid
 from runtime.identifiers import InvalidIdentifier, normalise
@@ -11,7 +12,6 @@ from runtime.ids import is_client_made
 
 REQUESTS_KEPT_MS = 40 * 24 * 3600 * 1000
 """How long a request id of a profile or password is remembered: 30 days are promised, and clocks lie."""
-PASSWORD_LENGTH_MIN, PASSWORD_LENGTH_MAX = 8, 128
 PROFILE_FIELD_LENGTH_MAX = {"display_name": 64, "language": 35, "time_zone": 64}
 
 
@@ -25,13 +25,6 @@ def check_identifier(identifier: str) -> str:
         ) from None
 
 
-def check_password(field_name: str, password: str) -> None:
-    if not PASSWORD_LENGTH_MIN <= len(password) <= PASSWORD_LENGTH_MAX:
-        raise invalid(
-            field_name, f"must have {PASSWORD_LENGTH_MIN} to {PASSWORD_LENGTH_MAX} characters"
-        )
-
-
 def check_request_id(request_id: str) -> None:
     if not is_client_made(request_id):
         raise invalid("request_id", "must be 8 to 64 letters, digits, '-' or '_'")
@@ -40,9 +33,10 @@ def check_request_id(request_id: str) -> None:
 def check_register(request: RegisterRequest) -> str:
     """The normalised identifier of a registration that is in order. Raises RpcError."""
     check_request_id(request.request_id)
-    check_password("password", request.password)
+    identifier = check_identifier(request.identifier)
+    password_rules.check("password", request.password, identifier)
     _check_field("display_name", request.display_name)
-    return check_identifier(request.identifier)
+    return identifier
 
 
 def idempotency_conflict() -> RpcError:

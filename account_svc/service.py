@@ -1,13 +1,14 @@
 """The account service's RPCs: check, load, decide, commit, answer."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from grpc import StatusCode
 
-from account_svc import notification, rules, store
+from account_svc import notification, password_rules, rules, store
 from account_svc.notification import Setting
 from account_svc.passwords import Passwords
-from account_svc.store import AccountRow
+from account_svc.store import AccountRow, Credential
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_MISMATCH,
     PASSWORD_OUTCOME_UNKNOWN,
@@ -126,9 +127,9 @@ class AccountService:
         self, request: ChangePasswordRequest, _incoming: Incoming
     ) -> ChangePasswordResponse:
         rules.check_request_id(request.request_id)
-        rules.check_password("new_password", request.new_password)
         self._site.require_believable_clock()
         account = await self._known(request.account_id)
+        password_rules.check("new_password", request.new_password, account.identifier)
         if await self._require_same_password(
             account.account_id, request.request_id, request.new_password
         ):
@@ -233,9 +234,26 @@ class AccountService:
             return VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_UNKNOWN)
         if not fits:
             return VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_MISMATCH)
+        await self._renew(credential, request.password)
         return VerifyPasswordResponse(
             outcome=PASSWORD_OUTCOME_VERIFIED, account_id=credential.account_id
         )
+
+    async def _renew(self, credential: Credential, password: str) -> None:
+        """Hashes a password anew, at its account's home, if other parameters are in use now."""
+        if self._site.home_of(credential.account_id) != self._site.here:
+            return
+        if not self._passwords.is_outdated(credential.password_hash):
+            return
+        with suppress(RpcError):  # too busy, or a full disk: the next login will do
+            unit = store.renew_hash(
+                credential.account_id,
+                await self._passwords.hash(password),
+                credential.version,
+                self._site.here,
+                self._site.stamps.now(),
+            )
+            await self._store.write("renew hash", unit)
 
     async def LookupAccount(
         self, request: LookupAccountRequest, _incoming: Incoming

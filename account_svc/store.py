@@ -17,6 +17,7 @@ from account_svc.notification import Setting
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
     CredentialChanged,
+    CredentialRenewed,
     LogRecord,
     NotificationChanged,
     ProfileChanged,
@@ -204,6 +205,24 @@ def set_password(
     return True
 
 
+def renew_hash(
+    account_id: str, password_hash: str, renews: Version, center: str, stamp: Stamp
+) -> Unit[bool]:
+    """Stores another hash of the present password; False if that is no longer the one that is renewed.
+
+    Its version is the next one after that password's: every change of the password since then, wherever
+    it was made and whenever it arrives, still wins over it.
+    """
+    present = yield from find_credential(account_id)
+    if present is None or present.version != renews:
+        return False
+    version = Version(renews.hlc + 1, center)
+    yield from _merge_password(account_id, password_hash, version)
+    renewed = CredentialRenewed(account_id=account_id, password_hash=password_hash, hlc=version.hlc)
+    yield from log.append(CHANGES, stamp, LogRecord(credential_renewed=renewed))
+    return True
+
+
 def set_profile(
     account_id: str, fields: Mapping[str, str], request_id: str, center: str, stamp: Stamp
 ) -> Unit[bool]:
@@ -288,6 +307,10 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
                 password.account_id, password.request_id, record.time_ms, source, body
             )
             yield from _merge_password(password.account_id, password.password_hash, version)
+        case "credential_renewed":
+            renewed = record.credential_renewed
+            renewal = Version(renewed.hlc, source)
+            yield from _merge_password(renewed.account_id, renewed.password_hash, renewal)
         case "profile_changed":
             profile = record.profile_changed
             body = body_of_fields(profile.fields)

@@ -115,7 +115,7 @@ async def _start(
     )
     nats = NatsAccess(settings.center, settings.nats_url, _secret(settings.nats_password_file))
     closing.push_async_callback(nats.close)
-    passwords = Argon2Passwords()
+    passwords = Argon2Passwords(settings.argon2_memory_kib, settings.argon2_time_cost)
     closing.callback(passwords.close)
 
     async def open_store(role: str, schema: str) -> SqliteStore:

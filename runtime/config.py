@@ -59,6 +59,11 @@ class CenterSettings(BaseSettings):
     first start of the first center; should they have more than it knows of, it diverges from them."""
     log_entries_max: Annotated[int, Field(ge=1000)] = 1_000_000
     """So many entries of a topic are kept for a center that stays away; then it needs a snapshot."""
+    argon2_memory_kib: Annotated[int, Field(ge=19_456, le=1_048_576)] = 19_456
+    """Memory for the hash of a password; the least is OWASP's. Hashes made with other parameters are
+    renewed when their users log in."""
+    argon2_time_cost: Annotated[int, Field(ge=2, le=20)] = 2
+    """Passes over that memory."""
     webhook_http_allowed: bool = False
     """May users name webhooks that begin with http://?"""
     webhook_networks_allowed: list[IPvAnyNetwork] = Field(default_factory=list, max_length=64)

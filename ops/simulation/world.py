@@ -65,20 +65,31 @@ class SeededIds:
 
 
 class SimulatedPasswords:
-    """Passwords that cost nothing to check. What is stored still differs from what is typed."""
+    """Passwords that cost nothing to check. What is stored still differs from what is typed. Now and then
+    a hash is outdated as soon as it is made."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
 
     async def hash(self, password: str) -> str:
         await asyncio.sleep(0.01)
-        return stored_form(password)
+        form = _FORM if self._random.random() < 0.7 else _OUTDATED_FORM
+        return form + password[::-1]
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         await asyncio.sleep(0.01)
-        return password_hash == stored_form(password)
+        return password_hash is not None and fits(password_hash, password)
+
+    def is_outdated(self, password_hash: str) -> bool:
+        return password_hash.startswith(_OUTDATED_FORM)
 
 
-def stored_form(password: str) -> str:
-    """What SimulatedPasswords keeps of a password."""
-    return f"hash-of-{password[::-1]}"
+_FORM, _OUTDATED_FORM = "hash-of-", "old-hash-of-"
+
+
+def fits(password_hash: str, password: str) -> bool:
+    """Does SimulatedPasswords keep this of a password?"""
+    return password_hash in (_FORM + password[::-1], _OUTDATED_FORM + password[::-1])
 
 
 class NoSpans:
@@ -192,7 +203,7 @@ class World:
         await home.unary(call)
 
     def fits(self, stored: str, password: str) -> bool:
-        return stored == stored_form(password)
+        return fits(stored, password)
 
     def undisturbed(self, center: str) -> object | None:
         """The process, while it serves users, with all its stores had. A full disk is no excuse."""
@@ -261,7 +272,7 @@ class World:
         outside = wiring.Outside(
             open_store,
             lambda role: SimulatedBus(self._brokers, name, role),
-            SimulatedPasswords(),
+            SimulatedPasswords(random),
             NoSpans(),
             SimulatedCourier(self.network, self.receivers, random),
             Destinations(nowhere, networks_allowed=("127.0.0.0/8",)),

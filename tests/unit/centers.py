@@ -77,6 +77,9 @@ class NoPasswords(Passwords):
     async def verify(self, password_hash: str | None, password: str) -> bool:
         raise NotImplementedError
 
+    def is_outdated(self, password_hash: str) -> bool:
+        raise NotImplementedError
+
 
 @dataclass
 class Service(Center):

@@ -275,3 +275,49 @@ async def test_every_write_that_lost_is_kept_in_order_but_no_password_is_shown(
         ("password", units.PASSWORD_WITHHELD, Version(stamp(4).hlc, "a"), True),
     ]
     assert await store.read(units.versions(BOB)) == []
+
+
+async def renew(store: SqliteStore, renews: Version, center: str = "a") -> bool:
+    unit = units.renew_hash(ALICE, "renewed", renews, center, stamp(1000))
+    return await store.write("renew", unit)
+
+
+async def credential_version(store: SqliteStore) -> Version:
+    credential = await store.read(units.find_credential(ALICE))
+    assert credential is not None
+    return credential.version
+
+
+async def test_a_renewed_hash_takes_the_place_of_the_one_it_renews(store: SqliteStore) -> None:
+    await register(store)
+    version = await credential_version(store)
+    assert await renew(store, version)
+    assert await password(store) == "renewed"
+    assert not await renew(store, version)  # by two logins at the same time
+
+
+async def test_a_change_made_before_the_renewal_and_arriving_after_it_wins(
+    store: SqliteStore,
+) -> None:
+    """The old password must not come back because somebody has logged in with it meanwhile."""
+    await register(store)
+    await renew(store, await credential_version(store))
+    made = stamp(1)  # long before the moment of the renewal
+    changed = CredentialChanged(account_id=ALICE, password_hash="new", request_id="change-1")
+    await store.write(
+        "apply", units.apply("b", LogRecord(hlc=made.hlc, credential_changed=changed), made)
+    )
+    assert await password(store) == "new"
+
+
+async def test_a_renewal_is_the_same_everywhere_whatever_comes_first(store: SqliteStore) -> None:
+    await register(store)
+    await renew(store, await credential_version(store))
+    entries = await store.read(log.read_after("changes", 0, 100))
+    records = [LogRecord.FromString(entry.record) for entry in entries]
+    for order in (records, list(reversed(records))):
+        async with temporary_store(units.SCHEMA, TOPICS, ["a"]) as copy:
+            for record in order:
+                await copy.write("apply", units.apply("a", record, stamp(0)))
+            assert await password(copy) == "renewed"
+            assert await credential_version(copy) == await credential_version(store)

@@ -1,13 +1,16 @@
 """Passwords are checked as typed, slowly for everybody, and only so many at a time."""
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 from grpc import StatusCode
 
 import account_svc.passwords
-from account_svc.passwords import Argon2Passwords
+from account_svc.passwords import POOL_NICENESS, Argon2Passwords
 from runtime.errors import RpcError
 
 COMPOSED, DECOMPOSED = "caf\u00e9-au-lait", "cafe\u0301-au-lait"
@@ -62,6 +65,31 @@ async def test_nobodys_password_is_checked_as_if_somebody_had_it(
         assert not await passwords.verify(None, guess)
     assert len(checked) == 2
     assert all(stored.startswith("$argon2id$") for stored in checked)
+
+
+async def test_a_hash_of_other_parameters_is_outdated_and_still_fits(
+    passwords: Argon2Passwords,
+) -> None:
+    stored = await passwords.hash("correct horse")
+    stronger = Argon2Passwords(memory_kib=32_768, time_cost=3)
+    try:
+        assert stronger.is_outdated(stored)
+        assert await stronger.verify(stored, "correct horse")
+        renewed = await stronger.hash("correct horse")
+        assert renewed.startswith("$argon2id$v=19$m=32768,t=3,p=1$")
+        assert not stronger.is_outdated(renewed)
+    finally:
+        stronger.close()
+    assert not passwords.is_outdated(stored)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own here")
+async def test_a_storm_of_logins_yields_to_other_calls(passwords: Argon2Passwords) -> None:
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    loop = asyncio.get_running_loop()
+    own = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())  # noqa: E731 - one use
+    assert await loop.run_in_executor(passwords._pool, own) >= mine + POOL_NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine
 
 
 async def test_too_many_at_once_are_refused_and_did_not_run(

@@ -102,7 +102,12 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(accounts.SCHEMA, accounts.TOPICS, ["b", "c"]) as store:
         service = AccountService(
-            here, store, SimulatedPasswords(), lambda _source: 0, resolves(), email_offered=True
+            here,
+            store,
+            SimulatedPasswords(here.random),
+            lambda _source: 0,
+            resolves(),
+            email_offered=True,
         )
         registering = RegisterRequest(
             identifier=next(
