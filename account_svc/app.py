@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from account_svc import store
 from account_svc.memory import Memory
 from account_svc.passwords import Passwords
+from account_svc.revoker import Revoker
 from account_svc.service import AccountService
 from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
@@ -87,12 +88,14 @@ class AccountNode:
 
     node: ServiceNode
     memory: Memory
+    revoker: Revoker
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
             tasks.create_task(self.memory.run())
+            tasks.create_task(self.revoker.run())
 
 
 def build(
@@ -107,16 +110,18 @@ def build(
 ) -> AccountNode:
     """Serves the account role from `dispatcher`; the returned node's tasks keep it moving."""
     node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
+    revoker = Revoker(site, database)
     service = AccountService(
         site,
         database,
         passwords,
         lambda source: node.current_ms(source, store.ACCOUNTS),
         destinations,
+        revoker,
         email_offered=email_offered,
     )
     dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.AccountPeerService", service, *node.servicers, refusal=node.refusal
     )
-    return AccountNode(node, Memory(site, database))
+    return AccountNode(node, Memory(site, database), revoker)

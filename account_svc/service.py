@@ -8,6 +8,7 @@ from grpc import StatusCode
 from account_svc import notification, password_rules, rules, store
 from account_svc.notification import Setting
 from account_svc.passwords import Passwords
+from account_svc.revoker import Revoker
 from account_svc.store import AccountRow, Credential
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_MISMATCH,
@@ -61,6 +62,7 @@ class AccountService:
         passwords: Passwords,
         current_ms: Callable[[str], int],
         destinations: Destinations,
+        revoker: Revoker,
         *,
         email_offered: bool,
     ) -> None:
@@ -69,6 +71,7 @@ class AccountService:
         self._passwords = passwords
         self._current_ms = current_ms
         self._destinations = destinations
+        self._revoker = revoker
         self._email_offered = email_offered
 
     async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
@@ -124,7 +127,7 @@ class AccountService:
         return await self._answer(account, incoming)
 
     async def ChangePassword(
-        self, request: ChangePasswordRequest, _incoming: Incoming
+        self, request: ChangePasswordRequest, incoming: Incoming
     ) -> ChangePasswordResponse:
         rules.check_request_id(request.request_id)
         self._site.require_believable_clock()
@@ -160,6 +163,7 @@ class AccountService:
                 self._site.here,
                 self._site.stamps.now(),
                 replaces=credential.version,
+                kept_session_id=incoming.session_id,
             ),
         )
         if not done:
@@ -168,6 +172,7 @@ class AccountService:
                 "PASSWORD_CHANGED_MEANWHILE",
                 "the password was changed by somebody else at the same time",
             )
+        await self._revoker.revoke_now(account.account_id)
         return ChangePasswordResponse()
 
     async def GetNotification(

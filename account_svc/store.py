@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from account_svc import notification
+from account_svc import notification, revoker
 from account_svc.notification import Setting
+from account_svc.revoker import Due
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
     CredentialChanged,
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS request (
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
     + notification.SCHEMA
+    + revoker.SCHEMA
 )
 
 PAGE_ROWS = 2000
@@ -184,8 +186,10 @@ def set_password(
     center: str,
     stamp: Stamp,
     replaces: Version | None = None,
+    kept_session_id: str | None = None,
 ) -> Unit[bool]:
-    """Writes a password here, unless its request was seen before.
+    """Writes a password here, unless its request was seen before. All sessions of the account are to end,
+    but for the one that is kept; none if that is None.
 
     False if the password that the caller proved to know (`replaces`) is no longer the present one.
     """
@@ -198,6 +202,8 @@ def set_password(
     body = body_of_password(version)
     yield from _note_request(account_id, request_id, stamp.time_ms, center, body)
     yield from _merge_password(account_id, password_hash, version)
+    if kept_session_id is not None:
+        yield from revoker.note(Due(account_id, kept_session_id, stamp.hlc))
     changed = CredentialChanged(
         account_id=account_id, password_hash=password_hash, request_id=request_id
     )

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from hashlib import sha256
+from typing import NamedTuple
 
 from grpc import StatusCode
 
@@ -19,16 +20,23 @@ CHECK_TIMEOUT_S = 2.0
 _GET_SESSION = method("/duohuo.v1.SessionService/GetSession")
 
 
+class Caller(NamedTuple):
+    """Who calls, and in which session."""
+
+    account_id: str
+    session_id: str
+
+
 class Authenticator:
     """Remembers other centers' answers for at most two seconds; this center's own not at all."""
 
     def __init__(self, here: str, clock: Clock) -> None:
         self._here = here
         self._clock = clock
-        self._cache: OrderedDict[bytes, tuple[str, int]] = OrderedDict()
+        self._cache: OrderedDict[bytes, tuple[Caller, int]] = OrderedDict()
 
-    async def account_of(self, call: Call, router: Endpoint) -> str:
-        """The account whose session the call's bearer token is. Raises RpcError."""
+    async def caller_of(self, call: Call, router: Endpoint) -> Caller:
+        """Whose session the call's bearer token is. Raises RpcError."""
         scheme, _, token = call.metadata.get(AUTHORIZATION, "").partition(" ")
         if not token:
             raise RpcError(
@@ -41,18 +49,19 @@ class Authenticator:
         if place is None or place.origin is None or place.slot is not None:
             raise session_invalid()
         key = sha256(token.encode()).digest()
-        account, believed_until_ms = self._cache.get(key, ("", 0))
+        caller, believed_until_ms = self._cache.get(key, (None, 0))
         now_ms = self._clock.monotonic_ms()
-        if now_ms < believed_until_ms:
-            return account
+        if caller is not None and now_ms < believed_until_ms:
+            return caller
         asked = GetSessionRequest(token=token).SerializeToString()
         reply = await router.unary(Call(_GET_SESSION, asked, min(call.timeout_s, CHECK_TIMEOUT_S)))
-        account = Session.FromString(reply.payload).account_id
+        session = Session.FromString(reply.payload)
+        caller = Caller(session.account_id, session.session_id)
         if place.origin != self._here:
-            self._cache[key] = (account, now_ms + CACHE_MS)
+            self._cache[key] = (caller, now_ms + CACHE_MS)
             while len(self._cache) > CACHE_SESSIONS_MAX:
                 self._cache.popitem(last=False)
-        return account
+        return caller
 
 
 def bad_key(called: Method) -> RpcError:

@@ -15,7 +15,7 @@ from gateway.authenticator import Authenticator, bad_key
 from gateway.routes import KeyMissing, Target, targets
 from runtime import telemetry
 from runtime.clock import Clock
-from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, GATEWAY, HOP, Call, Reply
+from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, GATEWAY, HOP, SESSION, Call, Reply
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -98,7 +98,7 @@ class Router:
             while True:
                 await asyncio.wait([arriving], timeout=SESSION_RECHECK_S)
                 if self._clock.monotonic_ms() - checked_ms >= SESSION_RECHECK_S * 1000:
-                    await self._authenticator.account_of(call, self)
+                    await self._authenticator.caller_of(call, self)
                     checked_ms = self._clock.monotonic_ms()
                 if not arriving.done():
                     continue
@@ -148,7 +148,7 @@ class Router:
         if causal := call.metadata.get(CAUSAL):
             metadata[CAUSAL] = causal
         if call.method.access == ACCESS_USER:
-            metadata[ACCOUNT] = await self._authenticator.account_of(call, self)
+            metadata[ACCOUNT], metadata[SESSION] = await self._authenticator.caller_of(call, self)
         return metadata
 
     def _unanswered(

@@ -93,13 +93,16 @@ async def sessions(
     context: typer.Context,
     user: User = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="End them all, everywhere.")] = False,
+    end: Annotated[str | None, typer.Option(metavar="SESSION", help="End this one.")] = None,
     center: Center = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """List a user's sessions in all centers. Example: duohuo sessions"""
+    """List a user's sessions in all centers, or end some. Example: duohuo sessions --end a-0192f0c1…"""
     from duohuo.v1.session_service_pb2 import (
         ListSessionsRequest,
         ListSessionsResponse,
+        RevokeSessionRequest,
+        RevokeSessionResponse,
         RevokeSessionsRequest,
         RevokeSessionsResponse,
     )
@@ -117,6 +120,15 @@ async def sessions(
             )
             say(output, "All sessions are over; those of other centers follow.", plain(done))
             return
+        if end is not None:
+            ended = await client.call(
+                "SessionService/RevokeSession",
+                RevokeSessionRequest(account_id=login.account_id, session_id=end),
+                RevokeSessionResponse,
+                login,
+            )
+            say(output, "The session is over.", plain(ended))
+            return
         found = await client.call(
             "SessionService/ListSessions",
             ListSessionsRequest(account_id=login.account_id),
@@ -124,9 +136,15 @@ async def sessions(
             login,
         )
         text = table(
-            ("SESSION", "CENTER", "DEVICE", "SINCE"),
+            ("SESSION", "CENTER", "DEVICE", "SINCE", "LAST USED"),
             (
-                (s.session_id, s.origin_center, s.device, s.create_time.ToJsonString())
+                (
+                    s.session_id,
+                    s.origin_center,
+                    s.device,
+                    s.create_time.ToJsonString(),
+                    s.last_use_time.ToJsonString(),
+                )
                 for s in found.sessions
             ),
         )
@@ -212,7 +230,7 @@ async def passwd(
     center: Center = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Change a user's password. Example: duohuo passwd"""
+    """Change a user's password; other sessions end. Example: duohuo passwd"""
     from duohuo.v1.account_service_pb2 import ChangePasswordRequest, ChangePasswordResponse
     from ops.client import connected
     from runtime.ids import RandomIds

@@ -35,6 +35,7 @@ from runtime.mesh import Mesh
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore
+from session_svc.sessions import Lifetimes
 from sync_bus.jetstream import JetStreamBus, NatsAccess
 from sync_bus.log import Stamps
 from sync_bus.site import Site
@@ -143,6 +144,7 @@ async def _start(
         Outward(webhooks, MailClient(mail_server)),
         destinations,
         email_offered=settings.smtp_host is not None,
+        lifetimes=Lifetimes(settings.session_lifetime_s * 1000, settings.session_idle_s * 1000),
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,7 @@ from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.errors import RpcError
 from runtime.store import Store
+from session_svc.sessions import Lifetimes
 from sync_bus import log, node
 from sync_bus.bus import Bus
 from sync_bus.log import Topic
@@ -45,6 +46,8 @@ class Outside:
     destinations: Destinations
     """Where users may have notifications sent."""
     email_offered: bool = False
+    lifetimes: Lifetimes = field(default_factory=Lifetimes)
+    """Of sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ async def build(
         wait_alive.append(accounts.node.wait_alive)
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
-        sessions = session_svc.app.build(site, store, bus, dispatcher)
+        sessions = session_svc.app.build(site, store, bus, dispatcher, outside.lifetimes)
         duties.append(sessions.run)
         wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:

@@ -64,6 +64,10 @@ class CenterSettings(BaseSettings):
     renewed when their users log in."""
     argon2_time_cost: Annotated[int, Field(ge=2, le=20)] = 2
     """Passes over that memory."""
+    session_lifetime_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 7 * 86_400
+    """A session ends after so long, however much it is used."""
+    session_idle_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 86_400
+    """A session ends when it has not been used for so long."""
     webhook_http_allowed: bool = False
     """May users name webhooks that begin with http://?"""
     webhook_networks_allowed: list[IPvAnyNetwork] = Field(default_factory=list, max_length=64)

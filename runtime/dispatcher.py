@@ -11,7 +11,7 @@ from grpc import StatusCode
 
 from duohuo.v1.routing_pb2 import ACCESS_USER
 from runtime import telemetry
-from runtime.endpoint import ACCOUNT, CAUSAL, GATEWAY, OPERATOR, SERVED_BY, Call, Reply
+from runtime.endpoint import ACCOUNT, CAUSAL, GATEWAY, OPERATOR, SERVED_BY, SESSION, Call, Reply
 from runtime.errors import RpcError, invalid
 from runtime.hlc import HybridClock
 from runtime.methods import Method, service_methods
@@ -27,6 +27,8 @@ class Incoming:
     timeout_s: float
     causal: int = 0
     operator: str = ""
+    session_id: str = ""
+    """The session in which a user calls."""
     gateway: str = ""
     """The center whose gateway took the user's call."""
     reply_metadata: dict[str, str] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class Dispatcher:
             caller,
             call.timeout_s,
             operator=call.metadata.get(OPERATOR, ""),
+            session_id=call.metadata.get(SESSION, ""),
             gateway=call.metadata.get(GATEWAY, ""),
         )
         if causal := call.metadata.get(CAUSAL):

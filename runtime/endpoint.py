@@ -11,6 +11,7 @@ from runtime.methods import Method
 # Metadata keys. A gateway never copies a caller's own `duohuo-*` keys, but for CAUSAL, into the mesh.
 AUTHORIZATION = "authorization"
 ACCOUNT = "duohuo-account"
+SESSION = "duohuo-session"
 OPERATOR = "duohuo-operator"
 CAUSAL = "duohuo-causal"
 EPOCH = "duohuo-epoch"

@@ -9,7 +9,7 @@ from runtime.dispatcher import Dispatcher
 from runtime.store import Store
 from session_svc import store
 from session_svc.service import SessionService
-from session_svc.sessions import Sessions
+from session_svc.sessions import Lifetimes, Sessions
 from sync_bus import audit
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
@@ -52,9 +52,11 @@ class SessionNode:
             tasks.create_task(self.sessions.run())
 
 
-def build(site: Site, database: Store, bus: Bus, dispatcher: Dispatcher) -> SessionNode:
+def build(
+    site: Site, database: Store, bus: Bus, dispatcher: Dispatcher, lifetimes: Lifetimes
+) -> SessionNode:
     """Serves the session role from `dispatcher`; the returned node's tasks keep it moving."""
-    sessions = Sessions(site.here, database, site.clock)
+    sessions = Sessions(site.here, database, site.stamps, lifetimes)
     node = ServiceNode(
         ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database, sessions)
     )

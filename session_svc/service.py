@@ -6,6 +6,10 @@ from grpc import StatusCode
 
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_VERIFIED,
+    EndOtherSessionsRequest,
+    EndOtherSessionsResponse,
+    EndOwnSessionRequest,
+    EndOwnSessionResponse,
     ListOwnSessionsRequest,
     ListOwnSessionsResponse,
     VerifyPasswordRequest,
@@ -18,6 +22,8 @@ from duohuo.v1.session_service_pb2 import (
     LoginRequest,
     LogoutRequest,
     LogoutResponse,
+    RevokeSessionRequest,
+    RevokeSessionResponse,
     RevokeSessionsRequest,
     RevokeSessionsResponse,
     Session,
@@ -35,10 +41,10 @@ from session_svc.sessions import Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.site import Site
 
-SESSION_LIFETIME_MS = 7 * 24 * 3600 * 1000
 DEVICE_LENGTH_MAX = 128
 PEER_TIMEOUT_S = 2.0
 _VERIFY = peer_method("account", "VerifyPassword")
+_END_OWN = peer_method("session", "EndOwnSession")
 _LIST_OWN = peer_method("session", "ListOwnSessions")
 
 
@@ -53,14 +59,15 @@ class SessionService:
         if len(request.device) > DEVICE_LENGTH_MAX:
             raise invalid("device", f"must have at most {DEVICE_LENGTH_MAX} characters")
         account_id = await self._prove(request, incoming.timeout_s)
-        stamp = self._site.stamps.now()
+        stamp, now_ms = self._site.stamps.now(), self._site.stamps.steady_ms()
         secret = token(self._site.here, self._site.ids.secret())
         session = SessionRow(
             f"{self._site.here}-{self._site.ids.unique()}",
             account_id,
             request.device,
-            stamp.time_ms,
-            stamp.time_ms + SESSION_LIFETIME_MS,
+            create_ms=now_ms,
+            expire_ms=now_ms + self._sessions.lifetimes.absolute_ms,
+            last_use_ms=now_ms,
         )
         await self._sessions.add(NewSession(token_hash(secret), session, stamp))
         answer = self._answer(session)
@@ -110,6 +117,43 @@ class SessionService:
     async def Logout(self, request: LogoutRequest, _incoming: Incoming) -> LogoutResponse:
         await self._sessions.remove(token_hash(request.token))
         return LogoutResponse()
+
+    async def RevokeSession(
+        self, request: RevokeSessionRequest, incoming: Incoming
+    ) -> RevokeSessionResponse:
+        origin = request.session_id.partition("-")[0]
+        if origin not in (self._site.here, *self._site.mesh.peers):
+            raise invalid("session_id", "must be a session's name, as sessions are listed")
+        asked = EndOwnSessionRequest(account_id=request.account_id, session_id=request.session_id)
+        timeout_s = min(incoming.timeout_s, PEER_TIMEOUT_S)
+        try:
+            await ask(self._site.mesh.at(origin), _END_OWN, asked, EndOwnSessionResponse, timeout_s)
+        except RpcError as error:
+            if origin == self._site.here:
+                raise
+            raise RpcError(
+                StatusCode.UNAVAILABLE,
+                "ORIGIN_UNREACHABLE",
+                f"center {origin}, which made this session, does not answer now",
+                ran=error.ran,
+                retry_after_ms=5000,
+                advice="Nobody can use it meanwhile. To end all sessions for good, end them together.",
+            ) from error
+        return RevokeSessionResponse()
+
+    async def EndOwnSession(
+        self, request: EndOwnSessionRequest, _incoming: Incoming
+    ) -> EndOwnSessionResponse:
+        await self._sessions.end(request.account_id, request.session_id)
+        return EndOwnSessionResponse()
+
+    async def EndOtherSessions(
+        self, request: EndOtherSessionsRequest, _incoming: Incoming
+    ) -> EndOtherSessionsResponse:
+        self._site.require_believable_clock()
+        stamp = self._site.stamps.now()
+        await self._sessions.revoke_all(request.account_id, stamp, request.kept_session_id)
+        return EndOtherSessionsResponse()
 
     async def RevokeSessions(
         self, request: RevokeSessionsRequest, _incoming: Incoming
@@ -169,6 +213,7 @@ class SessionService:
             device=session.device,
             create_time=timestamp(session.create_ms),
             expire_time=timestamp(session.expire_ms),
+            last_use_time=timestamp(session.last_use_ms),
         )
 
 

@@ -7,17 +7,19 @@ out of memory, a revocation is on disk before it is acknowledged and is looked u
 """
 
 import asyncio
+from contextlib import suppress
 from itertools import islice
+from typing import NamedTuple
 
 import structlog
 
-from runtime.clock import Clock
 from runtime.errors import RpcError
 from runtime.store import DISK_FULL, Store, StoreFault
 from session_svc import store
 from session_svc.store import NewSession, SessionRow
-from sync_bus.log import Stamp
+from sync_bus.log import Stamp, Stamps
 
+USE_NOTED_EVERY_MS = 60_000
 UNSTORED_MAX = 10_000
 STORED_AT_ONCE_MAX = 100
 """Few, so that other writes of the same commit do not fail for want of much room."""
@@ -26,13 +28,21 @@ RETRY_INTERVAL_S = 1.0
 _logger = structlog.get_logger()
 
 
+class Lifetimes(NamedTuple):
+    """How long a session lasts: at most, and without being used."""
+
+    absolute_ms: int = 7 * 24 * 3600 * 1000
+    idle_ms: int = 24 * 3600 * 1000
+
+
 class Sessions:
     """Run `run` for as long as the service lives: it stores what had to wait."""
 
-    def __init__(self, here: str, database: Store, clock: Clock) -> None:
+    def __init__(self, here: str, database: Store, stamps: Stamps, lifetimes: Lifetimes) -> None:
         self._here = here
         self._store = database
-        self._clock = clock
+        self._stamps = stamps
+        self.lifetimes = lifetimes
         self._unstored: dict[bytes, NewSession] = {}
         self._is_waiting = asyncio.Event()
         # Held while sessions move from memory to disk: what ends one must then wait to see where it is.
@@ -53,18 +63,32 @@ class Sessions:
     async def find(self, hashed: bytes) -> SessionRow | None:
         """The session behind a token, if it is still good."""
         # Memory first: what is being stored is for a moment in both, and never in neither.
-        if (unstored := self._unstored.get(hashed)) is not None:
-            return unstored.row if await self._is_good(unstored) else None
-        return await self._store.read(store.find(hashed, self._clock.wall_ms()))
+        unstored = self._unstored.get(hashed)
+        row = unstored.row if unstored else await self._store.read(store.find(hashed))
+        now_ms = self._stamps.steady_ms()
+        if row is None or not self._lasts(row, now_ms):
+            return None
+        if unstored is not None and await self._store.read(
+            store.is_revoked(row, unstored.stamp.hlc)
+        ):
+            return None
+        if now_ms - row.last_use_ms >= USE_NOTED_EVERY_MS:
+            await self._note_use(hashed, now_ms)
+        return row
 
     async def of_account(self, account_id: str) -> list[SessionRow]:
         """An account's sessions, newest first."""
-        unstored = [one for one in self._unstored.values() if one.row.account_id == account_id]
-        found = {one.row.session_id: one.row for one in unstored if await self._is_good(one)}
-        stored = await self._store.read(store.of_account(account_id, self._clock.wall_ms()))
+        found = {
+            one.row.session_id: one.row
+            for one in list(self._unstored.values())
+            if one.row.account_id == account_id
+            and not await self._store.read(store.is_revoked(one.row, one.stamp.hlc))
+        }
+        stored = await self._store.read(store.of_account(account_id))
         found |= {row.session_id: row for row in stored}
-        newest_first = sorted(found.values(), key=lambda row: row.create_ms, reverse=True)
-        return newest_first[: store.LISTED_MAX]
+        now_ms = self._stamps.steady_ms()
+        good = [row for row in found.values() if self._lasts(row, now_ms)]
+        return sorted(good, key=lambda row: row.create_ms, reverse=True)[: store.SESSIONS_MAX]
 
     async def remove(self, hashed: bytes) -> None:
         """Ends a session. Raises StoreFault if it is stored and the disk does not take that."""
@@ -74,16 +98,27 @@ class Sessions:
                     return
         await self._store.write("logout", store.remove(hashed))
 
-    async def revoke_all(self, account_id: str, stamp: Stamp) -> int:
-        """Ends the account's sessions here and tells the other centers; returns how many ended here."""
+    async def end(self, account_id: str, session_id: str) -> None:
+        """Ends a session by its name. Raises StoreFault as `remove` does."""
+        for hashed, one in list(self._unstored.items()):
+            if one.row.session_id == session_id and one.row.account_id == account_id:
+                await self.remove(hashed)
+                return
+        await self._store.write("end session", store.end(account_id, session_id))
+
+    async def revoke_all(self, account_id: str, stamp: Stamp, kept_session_id: str = "") -> int:
+        """Ends the account's sessions here, but for one, and tells the other centers; returns how many
+        ended here."""
         ended = await self._store.write(
-            "revoke sessions", store.revoke_all(self._here, account_id, stamp)
+            "revoke sessions", store.revoke_all(self._here, account_id, stamp, kept_session_id)
         )
         async with self._moving:
             over = [
                 one.hashed
                 for one in self._unstored.values()
-                if one.row.account_id == account_id and one.stamp.hlc < stamp.hlc
+                if one.row.account_id == account_id
+                and one.row.session_id != kept_session_id
+                and one.stamp.hlc < stamp.hlc
             ]
             for hashed in over:
                 del self._unstored[hashed]
@@ -91,7 +126,8 @@ class Sessions:
 
     async def counts(self) -> dict[str, int]:
         """How many there are, for people."""
-        counts = await self._store.read(store.counts(self._clock.wall_ms()))
+        now_ms = self._stamps.steady_ms()
+        counts = await self._store.read(store.counts(now_ms, now_ms - self.lifetimes.idle_ms))
         counts["sessions"] += len(self._unstored)
         return counts
 
@@ -119,9 +155,13 @@ class Sessions:
             for session in some:
                 del self._unstored[session.hashed]
 
-    async def _is_good(self, unstored: NewSession) -> bool:
-        if unstored.row.expire_ms <= self._clock.wall_ms():
-            return False
-        return not await self._store.read(
-            store.is_revoked(unstored.row.account_id, unstored.stamp.hlc)
-        )
+    def _lasts(self, row: SessionRow, now_ms: int) -> bool:
+        return row.expire_ms > now_ms and row.last_use_ms > now_ms - self.lifetimes.idle_ms
+
+    async def _note_use(self, hashed: bytes, now_ms: int) -> None:
+        if (unstored := self._unstored.get(hashed)) is not None:
+            used = unstored.row._replace(last_use_ms=now_ms)
+            self._unstored[hashed] = unstored._replace(row=used)
+            return
+        with suppress(RpcError):  # a full disk: it was used all the same, and is noted next time
+            await self._store.write("session used", store.note_use(hashed, now_ms))

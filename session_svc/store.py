@@ -13,19 +13,21 @@ from sync_bus.log import Road, Stamp, Topic
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS session (
   token_hash BLOB NOT NULL PRIMARY KEY, session_id TEXT NOT NULL UNIQUE, account_id TEXT NOT NULL,
-  device TEXT NOT NULL, hlc INTEGER NOT NULL, create_ms INTEGER NOT NULL, expire_ms INTEGER NOT NULL
-  ) STRICT, WITHOUT ROWID;
+  device TEXT NOT NULL, hlc INTEGER NOT NULL, create_ms INTEGER NOT NULL, expire_ms INTEGER NOT NULL,
+  last_use_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS session_by_account ON session (account_id);
 CREATE INDEX IF NOT EXISTS session_by_expiry ON session (expire_ms);
 CREATE TABLE IF NOT EXISTS revocation (
   account_id TEXT NOT NULL, center TEXT NOT NULL, hlc INTEGER NOT NULL,
+  kept_session_id TEXT NOT NULL,
   PRIMARY KEY (account_id, center)) STRICT, WITHOUT ROWID;
 """
 """`revocation`: for each account, the last revocation by each center. All sessions of the account made
-before are over, also one that is not stored yet."""
+before are over, also one that is not stored yet, but for the one that is kept."""
 
 EXPIRED_AT_ONCE_MAX = 100
-LISTED_MAX = 100
+SESSIONS_MAX = 100
+"""Of one account at one center. A new one ends the oldest."""
 
 
 class SessionRow(NamedTuple):
@@ -34,6 +36,10 @@ class SessionRow(NamedTuple):
     device: str
     create_ms: int
     expire_ms: int
+    last_use_ms: int
+
+
+_COLUMNS = ", ".join(SessionRow._fields)
 
 
 def token_hash(token: str) -> bytes:
@@ -51,10 +57,10 @@ class NewSession(NamedTuple):
 
 def add(hashed: bytes, session: SessionRow, stamp: Stamp) -> Unit[None]:
     """Stores a new session, unless it has been revoked, and forgets some that have expired."""
-    if (yield from is_revoked(session.account_id, stamp.hlc)):
+    if (yield from is_revoked(session, stamp.hlc)):
         return
     yield from query(
-        "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         hashed,
         session.session_id,
         session.account_id,
@@ -62,11 +68,18 @@ def add(hashed: bytes, session: SessionRow, stamp: Stamp) -> Unit[None]:
         stamp.hlc,
         session.create_ms,
         session.expire_ms,
+        session.last_use_ms,
+    )
+    yield from query(
+        "DELETE FROM session WHERE token_hash IN (SELECT token_hash FROM session"
+        " WHERE account_id = ? ORDER BY create_ms DESC, session_id DESC LIMIT -1 OFFSET ?)",
+        session.account_id,
+        SESSIONS_MAX,
     )
     yield from query(
         "DELETE FROM session WHERE token_hash IN"
         " (SELECT token_hash FROM session WHERE expire_ms <= ? LIMIT ?)",
-        stamp.time_ms,
+        session.create_ms,
         EXPIRED_AT_ONCE_MAX,
     )
 
@@ -77,44 +90,62 @@ def add_all(sessions: Sequence[NewSession]) -> Unit[None]:
         yield from add(*session)
 
 
-def find(hashed: bytes, now_ms: int) -> Unit[SessionRow | None]:
+def find(hashed: bytes) -> Unit[SessionRow | None]:
+    """The session behind a token, if that has not been ended. It may have expired."""
     rows = yield from query(
-        "SELECT session_id, account_id, device, create_ms, expire_ms FROM session"
-        " WHERE token_hash = ? AND expire_ms > ?",
+        f"SELECT {_COLUMNS} FROM session WHERE token_hash = ?",  # noqa: S608 - constant names
         hashed,
-        now_ms,
     )
     return SessionRow(*rows[0]) if rows else None
 
 
-def of_account(account_id: str, now_ms: int) -> Unit[list[SessionRow]]:
+def of_account(account_id: str) -> Unit[list[SessionRow]]:
+    """The account's sessions, newest first. Some may have expired."""
     rows = yield from query(
-        "SELECT session_id, account_id, device, create_ms, expire_ms FROM session"
-        " WHERE account_id = ? AND expire_ms > ? ORDER BY create_ms DESC LIMIT ?",
+        f"SELECT {_COLUMNS} FROM session WHERE account_id = ?"  # noqa: S608 - constant names
+        " ORDER BY create_ms DESC LIMIT ?",
         account_id,
-        now_ms,
-        LISTED_MAX,
+        SESSIONS_MAX,
     )
     return [SessionRow(*row) for row in rows]
+
+
+def note_use(hashed: bytes, now_ms: int) -> Unit[None]:
+    yield from query(
+        "UPDATE session SET last_use_ms = ?1 WHERE token_hash = ?2 AND last_use_ms < ?1",
+        now_ms,
+        hashed,
+    )
+
+
+def end(account_id: str, session_id: str) -> Unit[None]:
+    """Ends a session by its name."""
+    yield from query(
+        "DELETE FROM session WHERE session_id = ? AND account_id = ?", session_id, account_id
+    )
 
 
 def remove(hashed: bytes) -> Unit[None]:
     yield from query("DELETE FROM session WHERE token_hash = ?", hashed)
 
 
-def is_revoked(account_id: str, hlc: int) -> Unit[bool]:
-    """Has any center ended the account's sessions of that time?"""
+def is_revoked(session: SessionRow, hlc: int) -> Unit[bool]:
+    """Has any center ended the account's sessions of that time, this one among them?"""
     rows = yield from query(
-        "SELECT 1 FROM revocation WHERE account_id = ? AND hlc > ? LIMIT 1", account_id, hlc
+        "SELECT 1 FROM revocation WHERE account_id = ? AND hlc > ? AND kept_session_id <> ? LIMIT 1",
+        session.account_id,
+        hlc,
+        session.session_id,
     )
     return bool(rows)
 
 
-def revoke_all(here: str, account_id: str, stamp: Stamp) -> Unit[int]:
-    """Ends the account's sessions here and tells the other centers; returns how many ended here."""
-    revoked = yield from revoke(account_id, here, stamp.hlc)
-    record = LogRecord(sessions_revoked=SessionsRevoked(account_id=account_id))
-    yield from log.append(REVOCATIONS, stamp, record)
+def revoke_all(here: str, account_id: str, stamp: Stamp, kept_session_id: str = "") -> Unit[int]:
+    """Ends the account's sessions here, but for one, and tells the other centers; returns how many ended
+    here."""
+    revoked = yield from revoke(account_id, here, stamp.hlc, kept_session_id)
+    revocation = SessionsRevoked(account_id=account_id, kept_session_id=kept_session_id)
+    yield from log.append(REVOCATIONS, stamp, LogRecord(sessions_revoked=revocation))
     return revoked
 
 
@@ -122,29 +153,39 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
     """The effect of another center's log record."""
     if record.WhichOneof("body") != "sessions_revoked":
         raise ValueError("not a record of this service")
-    yield from revoke(record.sessions_revoked.account_id, source, record.hlc)
+    revoked = record.sessions_revoked
+    yield from revoke(revoked.account_id, source, record.hlc, revoked.kept_session_id)
 
 
-def revoke(account_id: str, center: str, hlc: int) -> Unit[int]:
-    """Ends the account's sessions made before a revocation by a center, stored or still to come.
+def revoke(account_id: str, center: str, hlc: int, kept_session_id: str) -> Unit[int]:
+    """Ends the account's sessions made before a revocation by a center, stored or still to come, but for
+    one.
 
     Returns how many were stored. Repeating it, or an older one after it, revokes nothing anew.
     """
     yield from query(
-        "INSERT INTO revocation VALUES (?, ?, ?) ON CONFLICT (account_id, center)"
-        " DO UPDATE SET hlc = excluded.hlc WHERE excluded.hlc > hlc",
+        "INSERT INTO revocation VALUES (?, ?, ?, ?) ON CONFLICT (account_id, center) DO UPDATE SET"
+        " hlc = excluded.hlc, kept_session_id = excluded.kept_session_id WHERE excluded.hlc > hlc",
         account_id,
         center,
         hlc,
+        kept_session_id,
     )
     rows = yield from query(
-        "DELETE FROM session WHERE account_id = ? AND hlc < ? RETURNING 1", account_id, hlc
+        "DELETE FROM session WHERE account_id = ? AND hlc < ? AND session_id <> ? RETURNING 1",
+        account_id,
+        hlc,
+        kept_session_id,
     )
     return len(rows)
 
 
-def counts(now_ms: int) -> Unit[dict[str, int]]:
-    rows = yield from query("SELECT count(*) FROM session WHERE expire_ms > ?", now_ms)
+def counts(now_ms: int, used_after_ms: int) -> Unit[dict[str, int]]:
+    rows = yield from query(
+        "SELECT count(*) FROM session WHERE expire_ms > ? AND last_use_ms > ?",
+        now_ms,
+        used_after_ms,
+    )
     return {"sessions": rows[0][0]}
 
 
@@ -158,7 +199,7 @@ REVOCATIONS = Topic(
     (
         CopiedTable(
             "revocation",
-            ("account_id", "center", "hlc"),
+            ("account_id", "center", "hlc", "kept_session_id"),
             keys=2,
             owner="center",
             version=lambda row: row[2],

@@ -19,7 +19,7 @@ from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime import telemetry
 from runtime.clock import Clock
 from runtime.errors import RpcError
-from runtime.hlc import HybridClock
+from runtime.hlc import HybridClock, physical_ms
 from runtime.store import Unit, query
 from sync_bus.copies import CopiedTable
 
@@ -63,6 +63,10 @@ class Stamps:
     def __init__(self, clock: Clock, hybrid: HybridClock) -> None:
         self.clock = clock
         self.hybrid = hybrid
+
+    def steady_ms(self) -> int:
+        """Wall time that is not set back with the wall clock: nothing may last longer for that."""
+        return max(self.clock.wall_ms(), physical_ms(self.hybrid.latest))
 
     def now(self, traceparent: str | None = None) -> Stamp:
         """A stamp in the current trace, or in the one given."""

@@ -374,10 +374,11 @@ def _sessions(stage: Stage, history: History) -> Iterator[str]:
         if token_hash(one.facts["token"]) in stored:
             yield f"DURABLE: {one} but its session is there"
     logins = history.of("login", Outcome.OK)
-    for one in history.of("revoke", Outcome.OK):
+    for one in (*history.of("revoke", Outcome.OK), *history.of("change password", Outcome.OK)):
         for login in logins:
+            hashed = token_hash(login.result.token)
             before = login.user == one.user and login.end_s < one.start_s
-            if before and token_hash(login.result.token) in stored:
+            if before and hashed in stored and hashed.hex() != one.facts.get("kept"):
                 yield f"DURABLE: {one} but the session of {login} is there"
 
 

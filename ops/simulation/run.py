@@ -152,6 +152,11 @@ async def _settle(world: World, history: History) -> None:
             for name, center in world.centers.items()
             if center.disk.rows("transfer", "SELECT 1 FROM hold WHERE state = 2")
         ]
+        still_open += [
+            f"sessions that are to end at {name}"
+            for name, center in world.centers.items()
+            if center.disk.rows("account", "SELECT 1 FROM revocation_due")
+        ]
         if report.passed and not still_open:
             break
         if world.loop.time() > deadline_s:

@@ -30,6 +30,8 @@ from duohuo.v1.session_service_pb2 import (
     LoginRequest,
     LogoutRequest,
     LogoutResponse,
+    RevokeSessionRequest,
+    RevokeSessionResponse,
     RevokeSessionsRequest,
     RevokeSessionsResponse,
     Session,
@@ -60,6 +62,7 @@ from runtime.endpoint import AUTHORIZATION, CAUSAL, SERVED_BY, Call
 from runtime.errors import RpcError
 from runtime.methods import method
 from runtime.placement import slot_of
+from session_svc.store import token_hash
 
 M = TypeVar("M", bound=Message)
 CALL_TIMEOUT_S = 5.0
@@ -83,6 +86,7 @@ class User:
     account_id: str = ""
     funded: bool = False
     token: str = ""
+    session_id: str = ""
     causal: str = ""
     edits: int = 0
     maybe_passwords: list[str] = field(default_factory=list)
@@ -269,7 +273,7 @@ class Workload:
             operation, user, "SessionService/Login", request, Session, only_at=name
         )
         if session is not None:
-            user.token = session.token
+            user.token, user.session_id = session.token, session.session_id
             return True
         if must_work and self._stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
@@ -449,7 +453,10 @@ class Workload:
 
     async def _change_password(self, user: User) -> None:
         new = f"secret-{user.number}-{self._ids.unique()[-6:]}"
-        operation = self._begin("change password", user, new=str(len(user.passwords)))
+        kept = user.token
+        operation = self._begin(
+            "change password", user, new=str(len(user.passwords)), kept=token_hash(kept).hex()
+        )
         user.passwords.append(new)
         request = ChangePasswordRequest(
             account_id=user.account_id,
@@ -496,7 +503,15 @@ class Workload:
     async def _leave(self, user: User) -> None:
         """Logs out, or ends all sessions."""
         token = user.token
-        if self._random.random() < 0.5:
+        way = self._random.randrange(3)
+        if way == 0 and user.session_id:
+            # As good as a logout, where its center can be reached.
+            operation = self._begin("logout", user, token=token)
+            one = RevokeSessionRequest(account_id=user.account_id, session_id=user.session_id)
+            await self._call(
+                operation, user, "SessionService/RevokeSession", one, RevokeSessionResponse
+            )
+        elif way == 1:
             operation = self._begin("logout", user, token=token)
             await self._call(
                 operation, user, "SessionService/Logout", LogoutRequest(token=token), LogoutResponse

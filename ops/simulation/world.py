@@ -217,7 +217,9 @@ class World:
         return all(disk.rows(role, alive) for role in SERVICES)
 
     def all_is_copied(self, center: str) -> bool:
-        """Does every other center have everything that this one has made?"""
+        """Does every other center have everything that this one has made, and has it no promise left?"""
+        if self.disk(center).rows("account", "SELECT 1 FROM revocation_due"):
+            return False
         peers = [name for name in self.names if name != center]
         for role in SERVICES:
             if not self.centers[center].disk.has(role) or not self.has_all(center):

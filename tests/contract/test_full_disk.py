@@ -13,13 +13,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from runtime.hlc import HybridClock
 from runtime.ids import token
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore, StoreFault, Unit, query
 from session_svc import store as units
-from session_svc.sessions import Sessions
+from session_svc.sessions import Lifetimes, Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus import log, node
+from sync_bus.log import Stamps
 from tests.contract.backends import SCHEMA
 from tests.fakes import GENERATION, FakeClock, SeededIds, account, stamp
 
@@ -124,10 +126,13 @@ async def test_a_login_counts_while_the_disk_is_full_and_is_stored_afterwards(
     store = await SqliteStore.open(disk.directory / "session.db", node.SCHEMA + units.SCHEMA)
     await store.write("prepare", node.prepare(units.TOPICS, ["b"]))
     await store.write("begin life", log.begin_life(GENERATION, {}))
-    sessions, ids, made = Sessions("a", store, FakeClock()), SeededIds(), stamp(0)
+    clock, ids, made = FakeClock(), SeededIds(), stamp(0)
+    sessions = Sessions("a", store, Stamps(clock, HybridClock(clock)), Lifetimes())
 
     async def login(device: str) -> bytes:
-        row = SessionRow(ids.unique(), ALICE, device, made.time_ms, made.time_ms + 1000)
+        row = SessionRow(
+            ids.unique(), ALICE, device, made.time_ms, made.time_ms + 1000, made.time_ms
+        )
         hashed = token_hash(token("a", ids.secret()))
         await sessions.add(NewSession(hashed, row, made))
         return hashed

@@ -72,6 +72,34 @@ def test_revoking_ends_the_sessions_of_all_centers(mesh: RunningMesh) -> None:
     wait_until(lambda: mesh.cli.run("whoami", user, "--center", "a").returncode == 1)
 
 
+def test_one_session_is_ended_from_another_center(mesh: RunningMesh) -> None:
+    user = new_user(mesh.cli, "a", login_at="a")
+    at_a = (mesh.cli.state / "sessions.json").read_text()
+    here = mesh.cli.json("login", user, "--center", "b")
+    listed = mesh.cli.json("sessions", user)["sessions"]
+    (name,) = (one["session_id"] for one in listed if one["session_id"] != here["session_id"])
+    mesh.cli.json("sessions", user, "--end", name, "--center", "b")
+    listed = mesh.cli.json("sessions", user)["sessions"]
+    assert [one["session_id"] for one in listed] == [here["session_id"]]
+    assert listed[0]["last_use_time"]
+    (mesh.cli.state / "sessions.json").write_text(at_a)
+    assert mesh.cli.refused("whoami", user, "--center", "a")["reason"] == "SESSION_INVALID"
+
+
+def test_a_password_change_ends_all_other_sessions_everywhere(mesh: RunningMesh) -> None:
+    user = new_user(mesh.cli, "a", login_at="a")
+    at_a = (mesh.cli.state / "sessions.json").read_text()
+    mesh.cli.json("login", user, "--center", "b")
+    at_b = (mesh.cli.state / "sessions.json").read_text()
+    mesh.cli.json("login", user, "--center", "b")
+    mesh.cli.json("passwd", user, "--center", "b", DUOHUO_NEW_PASSWORD="another-good-one")
+    assert mesh.cli.json("whoami", user, "--center", "b")["identifiers"] == [user]
+    (mesh.cli.state / "sessions.json").write_text(at_b)
+    assert mesh.cli.refused("whoami", user, "--center", "b")["reason"] == "SESSION_INVALID"
+    (mesh.cli.state / "sessions.json").write_text(at_a)
+    wait_until(lambda: mesh.cli.run("whoami", user, "--center", "a").returncode == 1)
+
+
 def test_a_password_changed_at_one_center_works_at_the_other(mesh: RunningMesh) -> None:
     user = new_user(mesh.cli, "a")
     mesh.cli.json("passwd", user, "--center", "b", DUOHUO_NEW_PASSWORD="another-good-one")

@@ -9,6 +9,7 @@ import pytest
 from grpc import StatusCode
 
 import transfer_svc.app
+from account_svc import revoker
 from account_svc import store as account_store
 from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
 from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
@@ -188,6 +189,11 @@ def last_writer_by_wall_clock(patch: Patch) -> None:
 
     patch.setattr(HybridClock, "tick", tick)
     patch.setattr(HybridClock, "observe", lambda _clock, _remote: None)
+
+
+def password_change_keeps_other_sessions(patch: Patch) -> None:
+    """Whoever knew the old password stays."""
+    patch.setattr(revoker, "note", _nothing)
 
 
 def failover_of_home_only_calls(patch: Patch) -> None:
@@ -383,6 +389,9 @@ PLANTED = (
     Planted("CONVERGE", "last to arrive wins", last_to_arrive_wins),
     Planted("CONVERGE", "applied without cursor", applied_without_cursor),
     Planted("DURABLE", "lost store begins without asking", lost_store_begins_without_asking),
+    Planted(
+        "DURABLE", "password change keeps other sessions", password_change_keeps_other_sessions
+    ),
     Planted("CONVERGE", "numbers begin anew after a loss", numbers_begin_anew_after_a_loss),
     Planted("CONVERGE", "snapshot without its effects", snapshot_without_its_effects),
     Planted("CONVERGE", "differences are not repaired", differences_are_not_repaired),

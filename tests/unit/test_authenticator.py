@@ -27,7 +27,7 @@ class Door:
 
     async def enter(self, token: str, scheme: str = "Bearer") -> str:
         call = Call(GET_ACCOUNT, b"", 1.5, {AUTHORIZATION: f"{scheme} {token}"})
-        return await self.authenticator.account_of(call, self.origin)
+        return (await self.authenticator.caller_of(call, self.origin)).account_id
 
     def revoke(self) -> None:
         self.origin.answer = fails(session_invalid())
@@ -121,7 +121,7 @@ async def test_the_token_is_not_kept_in_memory() -> None:
 async def test_a_call_without_a_token_needs_a_session(header: dict[str, str]) -> None:
     door = Door()
     with pytest.raises(RpcError) as refused:
-        await door.authenticator.account_of(Call(GET_ACCOUNT, b"", 1.0, header), door.origin)
+        await door.authenticator.caller_of(Call(GET_ACCOUNT, b"", 1.0, header), door.origin)
     assert (refused.value.code, refused.value.reason) == (
         StatusCode.UNAUTHENTICATED,
         "SESSION_REQUIRED",

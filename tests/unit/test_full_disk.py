@@ -30,16 +30,18 @@ from ops.simulation.clocks import SimulatedClock
 from ops.simulation.loop import SimulatedLoop
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
+from runtime.hlc import HybridClock
 from runtime.ids import token
 from runtime.logging import Unfailing
 from runtime.mesh import Mesh
 from runtime.store import SqliteStore, StoreFault, query
 from session_svc import store as units
 from session_svc.service import SessionService
-from session_svc.sessions import RETRY_INTERVAL_S, STORED_AT_ONCE_MAX, Sessions
+from session_svc.sessions import RETRY_INTERVAL_S, STORED_AT_ONCE_MAX, Lifetimes, Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.log import Stamps
 from tests.fakes import (
+    NOON_MS,
     FakeClock,
     FakeDisk,
     RecordingEndpoint,
@@ -66,14 +68,19 @@ class Place:
         self.store = store
         self.disk = disk
         self.clock = FakeClock()
-        self.sessions = Sessions("a", store, self.clock)
+        self.sessions = self.started()
         self._ids = SeededIds()
+
+    def started(self) -> Sessions:
+        """What a process that has just started knows of them."""
+        stamps = Stamps(self.clock, HybridClock(self.clock))
+        return Sessions("a", self.store, stamps, Lifetimes())
 
     async def login(self, user: str = ALICE, at_ms: int = 0) -> bytes:
         """What is stored of a new session's token."""
         made_at = stamp(at_ms)
         expire_ms = made_at.time_ms + LIFETIME_MS
-        row = SessionRow(self._ids.unique(), user, "phone", made_at.time_ms, expire_ms)
+        row = SessionRow(self._ids.unique(), user, "phone", made_at.time_ms, expire_ms, NOON_MS)
         hashed = token_hash(token("a", self._ids.secret()))
         await self.sessions.add(NewSession(hashed, row, made_at))
         return hashed
@@ -299,7 +306,7 @@ async def test_a_session_is_good_at_every_moment_of_being_stored(place: Place) -
 
 async def test_a_center_that_stops_on_a_full_disk_forgets_what_waits(place: Place) -> None:
     session = await place.login_in_memory()
-    place.sessions = Sessions("a", place.store, place.clock)
+    place.sessions = place.started()
     assert not await place.is_good(session)
     assert await place.is_good(await place.login())
 

@@ -68,6 +68,7 @@ DESIGNED = [
     ("SessionService/GetSession", "token", "Session", ""),
     ("SessionService/ListSessions", "account_id", "ListSessionsResponse", "sessions"),
     ("SessionService/Logout", "token", "LogoutResponse", ""),
+    ("SessionService/RevokeSession", "account_id", "RevokeSessionResponse", ""),
     ("SessionService/RevokeSessions", "account_id", "RevokeSessionsResponse", ""),
     ("TransferService/GetBalance", "account_id", "Balance", "balance available stale as_of"),
     ("TransferService/Transfer", TRANSFER, "TransferResult", ""),

@@ -8,6 +8,7 @@ import pytest
 from account_svc import notification
 from account_svc import store as accounts
 from account_svc.notification import Setting
+from account_svc.revoker import Revoker
 from account_svc.service import AccountService
 from account_svc.store import CHANGES, AccountRow
 from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
@@ -61,6 +62,7 @@ def users(made: Centers, name: str, *, email_offered: bool = True) -> Users:
             NoPasswords(),
             lambda _source: 0,
             EVERYWHERE,
+            Revoker(one.site, one.store),
             email_offered=email_offered,
         )
     )

@@ -6,6 +6,7 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 
 from account_svc import store as accounts
+from account_svc.revoker import Revoker
 from account_svc.service import AccountService
 from duohuo.v1.account_service_pb2 import (
     ChangePasswordRequest,
@@ -22,7 +23,7 @@ from runtime.placement import slot_of
 from runtime.store import query
 from session_svc import store as sessions
 from session_svc.service import SessionService
-from session_svc.sessions import Sessions
+from session_svc.sessions import Lifetimes, Sessions
 from tests.fakes import NOON_MS, FakeClock, account, resolves, site, temporary_store
 
 HOUR_MS = 3_600_000
@@ -107,6 +108,7 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
             SimulatedPasswords(here.random),
             lambda _source: 0,
             resolves(),
+            Revoker(here, store),
             email_offered=True,
         )
         registering = RegisterRequest(
@@ -155,7 +157,7 @@ async def test_a_center_with_a_wrong_clock_refuses_revocations_until_it_is_right
     """Stamped two hours too early, one would be acknowledged and end nothing at the other centers."""
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(sessions.SCHEMA, sessions.TOPICS, ["b", "c"]) as store:
-        service = SessionService(here, Sessions("a", store, clock))
+        service = SessionService(here, Sessions("a", store, here.stamps, Lifetimes()))
         revoke = RevokeSessionsRequest(account_id=account(1))
         hear(here.mesh.clocks, clock, b=0, c=0)
         clock.jump(-2 * HOUR_MS)

@@ -19,7 +19,17 @@ from duohuo.v1.transfer_service_pb2 import GetApplicationRequest, TransferReques
 from gateway.authenticator import Authenticator
 from gateway.router import ANSWER_MARGIN_S, FAILOVER_TIMEOUT_S, RETRY_AFTER_MS, Router
 from runtime import ids
-from runtime.endpoint import ACCOUNT, AUTHORIZATION, CAUSAL, EPOCH, GATEWAY, HOP, Call, Reply
+from runtime.endpoint import (
+    ACCOUNT,
+    AUTHORIZATION,
+    CAUSAL,
+    EPOCH,
+    GATEWAY,
+    HOP,
+    SESSION,
+    Call,
+    Reply,
+)
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import Method, method
@@ -257,11 +267,19 @@ async def test_all_attempts_together_stay_within_the_callers_deadline(
 
 async def test_only_the_session_says_who_calls() -> None:
     """Whatever a caller claims in the mesh's own metadata stays outside; the token does too."""
-    world = World(a=says(Session(account_id=AT_B)))
-    claims = {ACCOUNT: account(9), HOP: "trusted", EPOCH: "99", GATEWAY: "z", CAUSAL: "12"}
+    world = World(a=says(Session(account_id=AT_B, session_id="a-1")))
+    claims = {
+        ACCOUNT: account(9),
+        SESSION: "a-9",
+        HOP: "trusted",
+        EPOCH: "99",
+        GATEWAY: "z",
+        CAUSAL: "12",
+    }
     await world.router.unary(about(GET_ACCOUNT, metadata={**BEARER, **claims}))
     assert world.metadata("a") == {
         ACCOUNT: AT_B,
+        SESSION: "a-1",
         HOP: "local",
         EPOCH: "7",
         GATEWAY: "a",
