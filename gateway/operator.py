@@ -292,18 +292,20 @@ class OperatorServicer:
         return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
 
     async def RetryNotifications(
-        self, request: RetryNotificationsRequest, _incoming: Incoming
+        self, request: RetryNotificationsRequest, incoming: Incoming
     ) -> RetryNotificationsResponse:
         asked = peer_method("transfer", "RetryNotifications")
         answered = RetryNotificationsResponse
-        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
+        who = {OPERATOR: incoming.operator}
+        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S, who)
 
     async def DropNotification(
-        self, request: DropNotificationRequest, _incoming: Incoming
+        self, request: DropNotificationRequest, incoming: Incoming
     ) -> DropNotificationResponse:
         asked = peer_method("transfer", "DropNotification")
         answered = DropNotificationResponse
-        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S)
+        who = {OPERATOR: incoming.operator}
+        return await ask(self._mesh.local, asked, request, answered, ROLE_TIMEOUT_S, who)
 
     async def FindTransfers(
         self, request: FindTransfersRequest, _incoming: Incoming

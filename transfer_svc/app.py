@@ -98,7 +98,7 @@ def build(
         "duohuo.internal.v1.TransferPeerService",
         service,
         ControlService(site, database),
-        DeadLetters(database, site.clock),
+        DeadLetters(site, database),
         histories.Histories(database),
         *node.servicers,
         refusal=node.refusal,

@@ -244,6 +244,8 @@ def test_a_dead_letter_is_listed_told_and_retried(
     assert letter["notification_id"] in mesh.cli.run("notifications", "list", "b").stdout
     (retried,) = mesh.cli.json("notifications", "retry", "b")["deliveries"]
     assert retried["state"] == "WAITING"
+    (action,) = mesh.cli.json("audit", "list", "--target", letter["notification_id"])["actions"]
+    assert (action["action"], action["center"]) == ("notification retry", "b")
     wait_until(lambda: len(receiver.of(application)) == 2)
     wait_until(lambda: undelivered(mesh.cli, "b", application) == [])
 
@@ -321,7 +323,7 @@ def test_no_secret_and_no_url_is_in_a_log_or_a_span(
     wait_until(dead, within_s=40)
     mesh.cli.json("notifications", "drop", "a", f"decided-{application}")
     logs = "".join(path.read_text() for path in mesh.cli.state.rglob("*.log"))
-    assert "notifications: drop" in logs
+    assert "operator action: notification drop" in logs
 
     def spans() -> str:
         found = ""

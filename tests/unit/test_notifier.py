@@ -29,6 +29,7 @@ from runtime.endpoint import Call, Endpoint, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.store import SqliteStore, query
+from sync_bus import audit
 from sync_bus.site import Site
 from tests.fakes import (
     NOON_MS,
@@ -210,13 +211,15 @@ async def test_after_all_attempts_it_is_a_dead_letter_until_an_operator_retries(
         "notifications_waiting": 1,  # the mail
         "notifications_dead": 1,
     }
-    letters = DeadLetters(store, told.clock)
+    letters = DeadLetters(told.site, store)
     (listed,) = (await letters.ListNotifications(ListNotificationsRequest(), INCOMING)).deliveries
     assert (listed.notification_id, listed.channel) == (noted, CHANNEL_WEBHOOK)
     assert (listed.attempts, listed.last_error) == (ATTEMPTS_MAX, "TIMEOUT")
     assert URL not in str(listed)
     retried = await letters.RetryNotifications(RetryNotificationsRequest(), INCOMING)
     assert [one.state for one in retried.deliveries] == [DELIVERY_STATE_WAITING]
+    (action,) = await store.read(audit.find(noted))
+    assert (action.action, action.before) == ("notification retry", "undelivered by webhook")
     assert await told.attempt() == 1
     assert (await told.state())[0] == DELIVERY_STATE_DELIVERED
     with pytest.raises(RpcError, match="NOT_UNDELIVERED"):
@@ -237,9 +240,11 @@ async def test_an_operator_drops_what_is_not_delivered_and_nothing_else(store: S
     noted = await decided(store)
     await told.attempt()
     await told.attempt(CHANNEL_EMAIL)
-    letters = DeadLetters(store, told.clock)
+    letters = DeadLetters(told.site, store)
     drop = DropNotificationRequest(notification_id=noted)
-    dropped = await letters.DropNotification(drop, INCOMING)
+    dropped = await letters.DropNotification(drop, Incoming("", 1.0, operator="ann"))
+    (action,) = await store.read(audit.find(noted))
+    assert (action.who, action.action, action.after) == ("ann", "notification drop", "DROPPED")
     assert [(one.channel, one.state) for one in dropped.deliveries] == [
         (CHANNEL_WEBHOOK, DELIVERY_STATE_DROPPED)
     ]
