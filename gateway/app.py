@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from duohuo.internal.v1.peer_services_pb2 import ProbeRequest, ProbeResponse
 from gateway.announcements import AnnouncementServicer
 from gateway.authenticator import Authenticator
+from gateway.limits import Limiter, Limits
 from gateway.operator import OperatorServicer, Spans
 from gateway.router import Router
 from runtime.clock import Clock
@@ -25,10 +26,15 @@ class PeerServicer:
 
 
 def build(
-    mesh: Mesh, placement: Placement, clock: Clock, spans: Spans, dispatcher: Dispatcher
+    mesh: Mesh,
+    placement: Placement,
+    clock: Clock,
+    spans: Spans,
+    dispatcher: Dispatcher,
+    limits: Limits,
 ) -> Router:
     """Serves the gateway role from `dispatcher`; the returned router serves users' calls."""
     dispatcher.add("duohuo.v1.AnnouncementService", AnnouncementServicer(mesh))
     dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans))
     dispatcher.add("duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement))
-    return Router(mesh, placement, Authenticator(mesh.here, clock), clock)
+    return Router(mesh, placement, Authenticator(mesh.here, clock), clock, Limiter(limits, clock))

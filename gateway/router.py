@@ -12,10 +12,11 @@ from grpc import StatusCode
 
 from duohuo.v1.routing_pb2 import ACCESS_USER
 from gateway.authenticator import Authenticator, bad_key
+from gateway.limits import Limiter
 from gateway.routes import KeyMissing, Target, targets
 from runtime import telemetry
 from runtime.clock import Clock
-from runtime.endpoint import ACCOUNT, CAUSAL, EPOCH, GATEWAY, HOP, SESSION, Call, Reply
+from runtime.endpoint import ACCOUNT, CAUSAL, CLIENT, EPOCH, GATEWAY, HOP, SESSION, Call, Reply
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -43,14 +44,21 @@ class Router:
     """Users' calls, as an endpoint."""
 
     def __init__(
-        self, mesh: Mesh, placement: Placement, authenticator: Authenticator, clock: Clock
+        self,
+        mesh: Mesh,
+        placement: Placement,
+        authenticator: Authenticator,
+        clock: Clock,
+        limiter: Limiter,
     ) -> None:
         self._mesh = mesh
         self._placement = placement
         self._authenticator = authenticator
         self._clock = clock
+        self._limiter = limiter
 
     async def unary(self, call: Call) -> Reply:
+        self._limiter.count_address(call.metadata.get(CLIENT, ""))
         timeout_s = max(call.timeout_s - ANSWER_MARGIN_S, call.timeout_s / 2)
         deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
         wanted, home = self._targets(call)
@@ -76,13 +84,15 @@ class Router:
         raise self._unanswered(call.method, wanted, errors)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        self._limiter.count_address(call.metadata.get(CLIENT, ""))
         wanted, _ = self._targets(call)
         metadata = await self._metadata(call)
         target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
         hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
-        async with aclosing(self._mesh.stream(target.center, hop)) as messages:  # type: ignore[type-var] # a generator
-            async for message in self._while_session_lasts(call, messages):
-                yield message
+        with self._limiter.stream(metadata.get(ACCOUNT) or call.metadata.get(CLIENT, "")):
+            async with aclosing(self._mesh.stream(target.center, hop)) as messages:  # type: ignore[type-var] # a generator
+                async for message in self._while_session_lasts(call, messages):
+                    yield message
 
     async def _while_session_lasts(
         self, call: Call, messages: AsyncIterator[bytes]
@@ -149,6 +159,7 @@ class Router:
             metadata[CAUSAL] = causal
         if call.method.access == ACCESS_USER:
             metadata[ACCOUNT], metadata[SESSION] = await self._authenticator.caller_of(call, self)
+            self._limiter.count_user(metadata[ACCOUNT])
         return metadata
 
     def _unanswered(

@@ -18,6 +18,7 @@ from google.protobuf.descriptor import FileDescriptor
 
 from account_svc.passwords import Argon2Passwords
 from gateway import ring
+from gateway.limits import Limits
 from gateway.operator import OperatorGate
 from ops import wiring
 from runtime import logging, telemetry
@@ -28,7 +29,7 @@ from runtime.destinations import Destinations, system_resolve
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Endpoint
 from runtime.grpc_client import GrpcEndpoint
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_server import FROM_THE_MESH, FROM_USERS, Accepts, GrpcServer
 from runtime.hlc import HybridClock
 from runtime.ids import RandomIds
 from runtime.mesh import Mesh
@@ -144,15 +145,24 @@ async def _start(
         Outward(webhooks, MailClient(mail_server)),
         destinations,
         email_offered=settings.smtp_host is not None,
+        limits=Limits(
+            settings.user_calls_per_s,
+            settings.address_calls_per_s,
+            settings.user_streams_max,
+        ),
         lifetimes=Lifetimes(settings.session_lifetime_s * 1000, settings.session_idle_s * 1000),
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []
 
     async def listen(
-        endpoint: Endpoint, files: Sequence[FileDescriptor], address: str, name: str
+        endpoint: Endpoint,
+        files: Sequence[FileDescriptor],
+        address: str,
+        name: str,
+        accepts: Accepts,
     ) -> None:
-        server = GrpcServer(endpoint, methods_in(files), settings.center, name)
+        server = GrpcServer(endpoint, methods_in(files), settings.center, name, accepts)
         try:
             await server.start(address)
         except OSError as error:
@@ -162,9 +172,9 @@ async def _start(
 
     if center.router is not None:
         operators = OperatorGate(dispatcher, _secret(settings.operator_token_file))
-        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway")
-        await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator")
-    await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh")
+        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", FROM_USERS)
+        await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS)
+    await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh", FROM_THE_MESH)
     return mesh, center, servers
 
 

@@ -12,6 +12,7 @@ import gateway.app
 import session_svc.app
 import transfer_svc.app
 from account_svc.passwords import Passwords
+from gateway.limits import Limits
 from gateway.operator import Spans
 from gateway.router import Router
 from runtime.destinations import Destinations
@@ -46,6 +47,8 @@ class Outside:
     destinations: Destinations
     """Where users may have notifications sent."""
     email_offered: bool = False
+    limits: Limits = field(default_factory=Limits)
+    """Of one caller at this gateway."""
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     """Of sessions."""
 
@@ -93,7 +96,9 @@ async def build(
         wait_alive.append(transfers.node.wait_alive)
     router = None
     if "gateway" in roles:
-        router = gateway.app.build(site.mesh, site.placement, site.clock, outside.spans, dispatcher)
+        router = gateway.app.build(
+            site.mesh, site.placement, site.clock, outside.spans, dispatcher, outside.limits
+        )
     return Center(router, duties, wait_alive)
 
 

@@ -64,6 +64,12 @@ class CenterSettings(BaseSettings):
     renewed when their users log in."""
     argon2_time_cost: Annotated[int, Field(ge=2, le=20)] = 2
     """Passes over that memory."""
+    user_calls_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """So many calls a second one user may make at this gateway; twice as many after a silence."""
+    address_calls_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    """The same for a client address, behind which may be many users."""
+    user_streams_max: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """So many streams one user may have open at this gateway."""
     session_lifetime_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 7 * 86_400
     """A session ends after so long, however much it is used."""
     session_idle_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 86_400

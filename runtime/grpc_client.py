@@ -12,8 +12,14 @@ from runtime.errors import RpcError, unreachable
 
 MESSAGE_BYTES_MAX = 1_048_576
 _DETAILS = "grpc-status-details-bin"
-# Said by gRPC core when it had no connection to send the call on.
-_NEVER_SENT = ("failed to connect to all addresses", "Endpoint closing", "DNS resolution failed")
+# Said by gRPC core of calls that no server has taken.
+_NEVER_SENT = (
+    "failed to connect to all addresses",
+    "Endpoint closing",
+    "DNS resolution failed",
+    # REFUSED_STREAM: nothing has been done (RFC 9113, 8.7).
+    "Stream removed (RST_STREAM (Received RST_STREAM with error code 7",
+)
 
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     # A half-open link gives no error: only pings notice it.

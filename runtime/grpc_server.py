@@ -1,9 +1,9 @@
 """An endpoint as a gRPC server, with the standard health and reflection services."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime import telemetry
-from runtime.endpoint import Call, Endpoint
+from runtime.endpoint import CLIENT, Call, Endpoint
 from runtime.errors import RpcError, unreachable
 from runtime.grpc_client import MESSAGE_BYTES_MAX
 from runtime.methods import Method
@@ -20,14 +20,36 @@ TIMEOUT_S_DEFAULT = 10.0
 TIMEOUT_S_MAX = 60.0
 _DETAILS = "grpc-status-details-bin"
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_concurrent_streams", 1_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+CALLS_MAX = 5_000
+
+
+class Accepts(NamedTuple):
+    """What a port takes from one connection before anything of ours runs."""
+
+    message_bytes_max: int
+    metadata_bytes_max: int
+    calls_max: int
+    """Calls at a time; further ones are refused as UNAVAILABLE, definitely not run."""
+    idle_ms_max: int
+    """So long a connection may be open without a call."""
+
+
+FROM_USERS = Accepts(64 * 1024, 16 * 1024, 1_000, 300_000)
+FROM_THE_MESH = Accepts(MESSAGE_BYTES_MAX, 16 * 1024, 1_000, 3_600_000)
+
+
+def _options(accepts: Accepts) -> Sequence[tuple[str, int]]:
+    return (
+        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
+        ("grpc.max_receive_message_length", accepts.message_bytes_max),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_metadata_size", accepts.metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", accepts.metadata_bytes_max),
+        ("grpc.max_concurrent_streams", accepts.calls_max),
+        ("grpc.max_connection_idle_ms", accepts.idle_ms_max),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
 
 
 class GrpcServer:
@@ -37,9 +59,14 @@ class GrpcServer:
     """
 
     def __init__(
-        self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
+        self,
+        endpoint: Endpoint,
+        methods: Mapping[str, Method],
+        center: str,
+        role: str,
+        accepts: Accepts,
     ) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=5_000)
+        self._server = grpc.aio.server(options=_options(accepts), maximum_concurrent_rpcs=CALLS_MAX)
         self._handlers = _Handlers(endpoint, methods, center, role)
         self._server.add_generic_rpc_handlers((self._handlers,))
         services = sorted({method.service for method in methods.values()})
@@ -141,7 +168,13 @@ def _call(method: Method, request: bytes, context: Any) -> Call:
     remaining = context.time_remaining()
     timeout_s = TIMEOUT_S_DEFAULT if remaining is None else min(remaining, TIMEOUT_S_MAX)
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    metadata[CLIENT] = _address(context.peer())
     return Call(method, request, timeout_s, metadata)
+
+
+def _address(peer: str) -> str:
+    """A client's address without its port: `ipv4:192.0.2.1:40000` is 192.0.2.1."""
+    return peer.partition(":")[2].rpartition(":")[0]
 
 
 async def _abort(context: Any, error: RpcError) -> None:

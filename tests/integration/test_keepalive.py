@@ -8,7 +8,7 @@ import pytest
 
 from runtime.endpoint import Reply
 from runtime.grpc_client import CHANNEL_OPTIONS
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_server import FROM_USERS, GrpcServer
 from tests.fakes import RecordingEndpoint
 
 QUICK_PINGS = (("grpc.keepalive_time_ms", 1_100),)
@@ -17,7 +17,7 @@ WATCHED_S = 6.0
 
 
 async def test_an_idle_connection_stays_although_it_is_pinged() -> None:
-    server = GrpcServer(RecordingEndpoint(lambda _: Reply(b"", {})), {}, "a", "gateway")
+    server = GrpcServer(RecordingEndpoint(lambda _: Reply(b"", {})), {}, "a", "gateway", FROM_USERS)
     port = await server.start("127.0.0.1:0")
     options = (*(one for one in CHANNEL_OPTIONS if one[0] != QUICK_PINGS[0][0]), *QUICK_PINGS)
     try:

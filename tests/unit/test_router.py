@@ -17,12 +17,14 @@ from duohuo.v1.routing_pb2 import (
 from duohuo.v1.session_service_pb2 import GetSessionRequest, Session
 from duohuo.v1.transfer_service_pb2 import GetApplicationRequest, TransferRequest
 from gateway.authenticator import Authenticator
+from gateway.limits import Limiter, Limits
 from gateway.router import ANSWER_MARGIN_S, FAILOVER_TIMEOUT_S, RETRY_AFTER_MS, Router
 from runtime import ids
 from runtime.endpoint import (
     ACCOUNT,
     AUTHORIZATION,
     CAUSAL,
+    CLIENT,
     EPOCH,
     GATEWAY,
     HOP,
@@ -80,7 +82,11 @@ class World:
         self.mesh = Mesh("a", self.centers, self.clock)
         authenticator = Authenticator("a", self.clock)
         self.router = Router(
-            self.mesh, placement("a", "b", "c", epoch=7), authenticator, self.clock
+            self.mesh,
+            placement("a", "b", "c", epoch=7),
+            authenticator,
+            self.clock,
+            Limiter(Limits(user_calls_per_s=10, address_calls_per_s=20), self.clock),
         )
 
     @property
@@ -374,3 +380,25 @@ async def test_a_wrong_clock_is_named_when_nobody_else_can(
 ) -> None:
     refused = await World(a=a, b=b, c=c).refusal(about(HOME_FIRST))
     assert (refused.reason, refused.ran) == ("CLOCK_WRONG", ran)
+
+
+async def test_a_user_who_calls_too_often_is_told_when_to_come_back() -> None:
+    world = World(a=says(Session(account_id=AT_B)))
+    call = about(GET_ACCOUNT, metadata=BEARER)
+    for _ in range(20):
+        await world.router.unary(call)
+    asked = len(world.centers["b"].calls)
+    refused = await world.refusal(call)
+    assert (refused.reason, refused.retry_after_ms) == ("RATE_LIMITED", 100)
+    assert len(world.centers["b"].calls) == asked
+    world.clock.advance(100)
+    await world.router.unary(call)
+
+
+async def test_an_address_that_calls_too_often_is_refused_before_anything_is_looked_at() -> None:
+    world = World()
+    nonsense = Call(HOME_FIRST, b"\xff", 5.0, {CLIENT: "192.0.2.1"})
+    reasons = [(await world.refusal(nonsense)).reason for _ in range(41)]
+    assert set(reasons[:40]) == {"MALFORMED"}
+    assert reasons[40] == "RATE_LIMITED"
+    assert world.asked == ""
