@@ -312,8 +312,9 @@ def _holds(
             if not paid == captured <= amount:
                 yield f"ONCE: of the hold {hold} over {amount}, {captured} was captured, {paid} paid"
     for one in history.of("release", Outcome.OK):
-        if ends[one.facts["hold"]][0] != HOLD_STATE_RELEASED:
-            yield f"ONCE: {one} but it ended as {ends[one.facts['hold']]}"
+        released = ends.get(one.facts["hold"])
+        if released is None or released[0] != HOLD_STATE_RELEASED:
+            yield f"ONCE: {one} but it ended as {released}"
 
 
 def _frozen(history: History) -> Iterator[str]:
