@@ -241,7 +241,9 @@ class AccountService:
             return VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_MISMATCH)
         await self._renew(credential, request.password)
         return VerifyPasswordResponse(
-            outcome=PASSWORD_OUTCOME_VERIFIED, account_id=credential.account_id
+            outcome=PASSWORD_OUTCOME_VERIFIED,
+            account_id=credential.account_id,
+            set_time_ms=physical_ms(credential.version.hlc),
         )
 
     async def _renew(self, credential: Credential, password: str) -> None:

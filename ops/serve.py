@@ -150,7 +150,11 @@ async def _start(
             settings.address_calls_per_s,
             settings.user_streams_max,
         ),
-        lifetimes=Lifetimes(settings.session_lifetime_s * 1000, settings.session_idle_s * 1000),
+        lifetimes=Lifetimes(
+            settings.session_lifetime_s * 1000,
+            settings.session_idle_s * 1000,
+            settings.password_confirm_s * 1000,
+        ),
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)
     servers: list[GrpcServer] = []

@@ -74,6 +74,9 @@ class CenterSettings(BaseSettings):
     """A session ends after so long, however much it is used."""
     session_idle_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 86_400
     """A session ends when it has not been used for so long."""
+    password_confirm_s: Annotated[int, Field(ge=0, le=86_400)] = 0
+    """For so long after a password was set, its account's home must confirm it at each login elsewhere:
+    then nobody who has just taken over an account gets in while its home is away."""
     webhook_http_allowed: bool = False
     """May users name webhooks that begin with http://?"""
     webhook_networks_allowed: list[IPvAnyNetwork] = Field(default_factory=list, max_length=64)

@@ -165,7 +165,8 @@ class SessionService:
         return RevokeSessionsResponse(revoked=revoked)
 
     async def _prove(self, request: LoginRequest, timeout_s: float) -> str:
-        """The account that the password opens: by the local copy, or by a second read at home.
+        """The account that the password opens: by the local copy, or by a second read at home, which may
+        also have to confirm a password that was set lately.
 
         While home cannot be asked, a password that does not fit the local copy may still be right (it
         may have been changed at home, or the account be new), so it is not called wrong.
@@ -184,7 +185,8 @@ class SessionService:
             if error.reason != "CENTER_RECOVERING" or home == self._site.here:
                 raise
             local = VerifyPasswordResponse()
-        if local.outcome == PASSWORD_OUTCOME_VERIFIED:
+        fits = local.outcome == PASSWORD_OUTCOME_VERIFIED
+        if fits and (home == self._site.here or not self._is_recent(local)):
             return local.account_id
         if home == self._site.here:
             raise _bad_credentials()
@@ -201,9 +203,22 @@ class SessionService:
                     retry_after_ms=error.retry_after_ms or 5000,
                     advice="Try again in a moment; your password may still be right.",
                 ) from error
-        if at_home.outcome != PASSWORD_OUTCOME_VERIFIED:
+        if at_home.outcome == PASSWORD_OUTCOME_VERIFIED:
+            return at_home.account_id
+        if not fits:
             raise _bad_credentials()
-        return at_home.account_id
+        raise RpcError(
+            StatusCode.UNAVAILABLE,
+            "HOME_CONFIRMATION_REQUIRED",
+            f"this password was set lately, and center {home} has not heard of it yet",
+            retry_after_ms=5000,
+            advice="Try again in a moment.",
+        )
+
+    def _is_recent(self, verified: VerifyPasswordResponse) -> bool:
+        """Must home confirm this password, because it was set so lately?"""
+        age_ms = self._site.stamps.steady_ms() - verified.set_time_ms
+        return age_ms < self._sessions.lifetimes.password_confirm_ms
 
     def _answer(self, session: SessionRow) -> Session:
         return Session(

@@ -29,10 +29,12 @@ _logger = structlog.get_logger()
 
 
 class Lifetimes(NamedTuple):
-    """How long a session lasts: at most, and without being used."""
+    """How long a session lasts, at most and without being used; and how long after a password was set its
+    account's home must confirm it."""
 
     absolute_ms: int = 7 * 24 * 3600 * 1000
     idle_ms: int = 24 * 3600 * 1000
+    password_confirm_ms: int = 0
 
 
 class Sessions:

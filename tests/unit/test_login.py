@@ -1,0 +1,122 @@
+"""Whom a password lets in: the local copy says, or home, or both."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from duohuo.internal.v1.peer_services_pb2 import (
+    PASSWORD_OUTCOME_MISMATCH,
+    PASSWORD_OUTCOME_UNKNOWN,
+    PASSWORD_OUTCOME_VERIFIED,
+    PasswordOutcome,
+    VerifyPasswordResponse,
+)
+from duohuo.v1.session_service_pb2 import LoginRequest
+from runtime.dispatcher import Incoming
+from runtime.errors import RpcError, unreachable
+from runtime.mesh import Mesh
+from runtime.placement import slot_of
+from runtime.store import SqliteStore
+from session_svc import store as units
+from session_svc.service import SessionService
+from session_svc.sessions import Lifetimes, Sessions
+from tests.fakes import (
+    NOON_MS,
+    FakeClock,
+    RecordingEndpoint,
+    account,
+    fails,
+    says,
+    site,
+    temporary_store,
+)
+
+CONFIRM_MS = 600_000
+ALICE = next(one for n in count() if slot_of(one := f"alice{n}@example.com") % 2 == 0)
+"""At home at a; logs in at b."""
+V, M, U = PASSWORD_OUTCOME_VERIFIED, PASSWORD_OUTCOME_MISMATCH, PASSWORD_OUTCOME_UNKNOWN
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SqliteStore]:
+    async with temporary_store(units.SCHEMA, units.TOPICS, ["a"]) as opened:
+        yield opened
+
+
+def verified(outcome: PasswordOutcome.ValueType, age_ms: int) -> VerifyPasswordResponse:
+    if outcome != V:
+        return VerifyPasswordResponse(outcome=outcome)
+    return VerifyPasswordResponse(outcome=V, account_id=account(0), set_time_ms=NOON_MS - age_ms)
+
+
+async def login(
+    store: SqliteStore,
+    local: PasswordOutcome.ValueType,
+    home: PasswordOutcome.ValueType | None,
+    age_ms: int,
+    confirm_ms: int,
+) -> tuple[str, int]:
+    """What comes of it, and how often home was asked. Home is away if it says nothing."""
+    clock = FakeClock()
+    answer = fails(unreachable("a", ran=False)) if home is None else says(verified(home, age_ms))
+    at_home, here = RecordingEndpoint(answer), RecordingEndpoint(says(verified(local, age_ms)))
+    place = replace(
+        site("b", "a", "b", clock=clock), mesh=Mesh("b", {"a": at_home, "b": here}, clock)
+    )
+    lifetimes = Lifetimes(password_confirm_ms=confirm_ms)
+    service = SessionService(place, Sessions("b", store, place.stamps, lifetimes))
+    request = LoginRequest(identifier=ALICE, password="correct horse", device="phone")
+    try:
+        session = await service.Login(request, Incoming("", 5.0))
+    except RpcError as error:
+        return error.reason, len(at_home.calls)
+    assert session.account_id == account(0)
+    return "OK", len(at_home.calls)
+
+
+@pytest.mark.parametrize(
+    ("local", "home", "outcome"),
+    [
+        (V, None, ("OK", 0)),
+        (M, V, ("OK", 1)),
+        (U, V, ("OK", 1)),
+        (M, M, ("BAD_CREDENTIALS", 1)),
+        (U, U, ("BAD_CREDENTIALS", 1)),
+        (M, None, ("HOME_CENTER_UNAVAILABLE", 1)),
+        (U, None, ("HOME_CENTER_UNAVAILABLE", 1)),
+    ],
+)
+async def test_the_copy_lets_in_and_only_home_keeps_out(
+    store: SqliteStore,
+    local: PasswordOutcome.ValueType,
+    home: PasswordOutcome.ValueType | None,
+    outcome: tuple[str, int],
+) -> None:
+    assert await login(store, local, home, age_ms=0, confirm_ms=0) == outcome
+
+
+@pytest.mark.parametrize(
+    ("home", "age_ms", "outcome"),
+    [
+        (V, CONFIRM_MS - 1, ("OK", 1)),
+        (M, CONFIRM_MS - 1, ("HOME_CONFIRMATION_REQUIRED", 1)),
+        (None, CONFIRM_MS - 1, ("HOME_CENTER_UNAVAILABLE", 1)),
+        (None, CONFIRM_MS, ("OK", 0)),
+    ],
+)
+async def test_home_must_confirm_a_password_that_was_set_lately_if_operators_want_that(
+    store: SqliteStore,
+    home: PasswordOutcome.ValueType | None,
+    age_ms: int,
+    outcome: tuple[str, int],
+) -> None:
+    assert await login(store, V, home, age_ms, CONFIRM_MS) == outcome
+
+
+@pytest.mark.parametrize("local", [M, U])
+async def test_an_unknown_user_and_a_wrong_password_are_answered_alike(
+    store: SqliteStore, local: PasswordOutcome.ValueType
+) -> None:
+    assert await login(store, local, local, age_ms=0, confirm_ms=0) == ("BAD_CREDENTIALS", 1)
