@@ -50,7 +50,10 @@ class Method:
 
 
 def methods_in(files: Iterable[FileDescriptor]) -> dict[str, Method]:
-    """All RPCs declared in these .proto files, by wire path."""
+    """All RPCs declared in these .proto files, by wire path.
+
+    Raises LookupError if one does not declare who may call it, where it goes, or an owner it has.
+    """
     return {
         method.path: method
         for file in files
@@ -87,6 +90,8 @@ def _method(descriptor: MethodDescriptor) -> Method:
     service = descriptor.containing_service
     fields = descriptor.input_type.fields_by_name
 
+    if not declared.access or not declared.policy:
+        raise LookupError(f"{service.full_name}.{descriptor.name} declares no access or policy")
     if declared.owner and declared.owner not in fields:
         raise LookupError(f"{service.full_name}.{descriptor.name} has no field {declared.owner}")
     return Method(
