@@ -118,8 +118,10 @@ def settings(
 
 def environment(decided: Iterable[str]) -> dict[str, str]:
     """What children inherit: nothing that overrides what the mesh has decided, no user's password."""
+    defaults = {"DUOHUO_USER_CALLS_PER_S": "10000", "DUOHUO_ADDRESS_CALLS_PER_S": "100000"}
     hidden = {f"DUOHUO_{name.upper()}" for name in decided} | set(_PASSWORD_VARIABLES)
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    # On one machine all users, and all load generators, have one address.
+    return defaults | {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def _toml_value(value: object) -> str:

@@ -127,7 +127,7 @@ class Load:
                 found[road.source_center, name, road.topic] = road
         return found
 
-    async def jetstream_carries_again(self, within_s: float = 60.0) -> None:
+    async def jetstream_carries_again(self, within_s: float = 180.0) -> None:
         """New entries of every center come to every other one by JetStream, not only by the feed."""
         before = await self.roads()
 
