@@ -52,17 +52,15 @@ class Argon2Passwords:
             POOL_THREADS, thread_name_prefix="argon2", initializer=_yield_to_others
         )
         self._waiting = 0
-        self._nobody: str | None = None
+        # Made now: the first unknown user must not cost more than the next.
+        self._nobody = self._hasher.hash("nobody")
 
     async def hash(self, password: str) -> str:
         return await self._run(self._hasher.hash, normal(password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         if password_hash is None:
-            nobody = self._nobody
-            if nobody is None:
-                nobody = self._nobody = await self._run(self._hasher.hash, "nobody")
-            await self._run(self._fits, nobody, normal(password))
+            await self._run(self._fits, self._nobody, normal(password))
             return False
         return await self._run(self._fits, password_hash, normal(password))
 
@@ -96,5 +94,6 @@ class Argon2Passwords:
 def _yield_to_others() -> None:
     """A storm of logins must not make other calls wait for a core."""
     if sys.platform == "linux":  # where a thread has a priority of its own
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + POOL_NICENESS, 19)
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POOL_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

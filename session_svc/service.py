@@ -196,6 +196,8 @@ class SessionService:
                     self._site.mesh.at(home), _VERIFY, asked, VerifyPasswordResponse, timeout_s
                 )
             except RpcError as error:
+                if error.code is StatusCode.RESOURCE_EXHAUSTED:
+                    raise  # home answers, and says when to come back
                 raise RpcError(
                     StatusCode.UNAVAILABLE,
                     "HOME_CENTER_UNAVAILABLE",

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
+from grpc import StatusCode
 
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_MISMATCH,
@@ -54,13 +55,17 @@ def verified(outcome: PasswordOutcome.ValueType, age_ms: int) -> VerifyPasswordR
 async def login(
     store: SqliteStore,
     local: PasswordOutcome.ValueType,
-    home: PasswordOutcome.ValueType | None,
+    home: PasswordOutcome.ValueType | RpcError | None,
     age_ms: int,
     confirm_ms: int,
 ) -> tuple[str, int]:
     """What comes of it, and how often home was asked. Home is away if it says nothing."""
     clock = FakeClock()
-    answer = fails(unreachable("a", ran=False)) if home is None else says(verified(home, age_ms))
+    if isinstance(home, RpcError):
+        answer = fails(home)
+    else:
+        away = fails(unreachable("a", ran=False))
+        answer = away if home is None else says(verified(home, age_ms))
     at_home, here = RecordingEndpoint(answer), RecordingEndpoint(says(verified(local, age_ms)))
     place = replace(
         site("b", "a", "b", clock=clock), mesh=Mesh("b", {"a": at_home, "b": here}, clock)
@@ -113,6 +118,13 @@ async def test_home_must_confirm_a_password_that_was_set_lately_if_operators_wan
     outcome: tuple[str, int],
 ) -> None:
     assert await login(store, V, home, age_ms, CONFIRM_MS) == outcome
+
+
+async def test_a_home_that_is_too_busy_says_so_itself(store: SqliteStore) -> None:
+    busy = RpcError(
+        StatusCode.RESOURCE_EXHAUSTED, "PASSWORD_CHECKS_BUSY", "too many", retry_after_ms=1000
+    )
+    assert await login(store, M, busy, age_ms=0, confirm_ms=0) == ("PASSWORD_CHECKS_BUSY", 1)
 
 
 @pytest.mark.parametrize("local", [M, U])
