@@ -19,6 +19,7 @@ from ops.verify import Report, Violation, judge
 from runtime.errors import RpcError
 from runtime.placement import slot_of
 from runtime.store import query
+from sync_bus import inbox
 from tests.fakes import account
 from tests.unit.centers import Centers, centers
 from transfer_svc import chain, ledger, transfers
@@ -436,6 +437,21 @@ async def test_what_is_on_its_way_is_no_violation_at_any_cut(two: Centers) -> No
             assert not report.violations, report.text()
             await two.deliver(source, target, limit=1)
     assert (await look(two)).passed
+
+
+async def test_a_copy_that_is_being_installed_is_not_judged_and_not_passed(two: Centers) -> None:
+    """Its rows come in pages, accounts before entries before transfers."""
+    await two.service("b").store.write("begin", inbox.begin_install("a", "ledger"))
+    for table in ("entry", "transfer"):
+        await by_hand(two, "b", f"DELETE FROM {table} WHERE center = 'a'")  # noqa: S608 - constant names
+    report = await look(two)
+    assert not report.violations, report.text()
+    assert not report.passed
+    # What is b's own is judged all the same.
+    await by_hand(
+        two, "b", "UPDATE ledger_account SET balance = balance + 1 WHERE account_id = ?", BOB
+    )
+    assert (await look(two)).violations
 
 
 @pytest.mark.parametrize(
