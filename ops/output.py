@@ -107,7 +107,10 @@ def _failure(error: Exception) -> Failure | None:
             advice = error.advice
             if error.retry_after_ms is not None:
                 advice = f"{advice} Retry in {error.retry_after_ms / 1000:g} s.".strip()
-            return Failure(error.message, error.reason, error.ran, advice)
+            field = error.field_name
+            named = not field or error.message.startswith(field)
+            message = error.message if named else f"{field} {error.message}"
+            return Failure(message, error.reason, error.ran, advice)
         case NoMesh() | ControlError():
             return Failure(str(error))
     return None
