@@ -3,12 +3,13 @@
 import os
 import shutil
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import RunningMesh
+from tests.integration.conftest import RunningMesh, is_alive, wait_until
 from tests.integration.load import Load, load_on
 
 pytestmark = pytest.mark.timeout(300)
@@ -47,15 +48,28 @@ async def test_it_is_rolled_back(mesh: RunningMesh, tmp_path: Path, who: tuple[s
                 shutil.copytree(load.stage.jetstream(center), tmp_path / center)
             await load.fill_jetstream(center)
         await load.more()
-        for center in who:
-            _kill(mesh, center)
-            shutil.rmtree(load.stage.jetstream(center), ignore_errors=True)
-            shutil.copytree(tmp_path / center, load.stage.jetstream(center), dirs_exist_ok=True)
+        with _supervisor_held(mesh):
+            for center in who:
+                _kill(mesh, center)
+                shutil.rmtree(load.stage.jetstream(center), ignore_errors=True)
+                shutil.copytree(tmp_path / center, load.stage.jetstream(center))
         await _nothing_is_lost_and_it_carries_again(load)
 
 
+@contextmanager
+def _supervisor_held(mesh: RunningMesh) -> Iterator[None]:
+    """So that it does not start a NATS again in the middle of the change of its files."""
+    mesh.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        mesh.process.send_signal(signal.SIGCONT)
+
+
 def _kill(mesh: RunningMesh, center: str) -> None:
-    os.kill(mesh.described["centers"][center]["pids"]["nats"], signal.SIGKILL)
+    pid = mesh.described["centers"][center]["pids"]["nats"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid))
 
 
 async def _nothing_is_lost_and_it_carries_again(load: Load) -> None:
