@@ -176,7 +176,8 @@ async def _start(
 
     if center.router is not None:
         operators = OperatorGate(dispatcher, _secret(settings.operator_token_file))
-        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", FROM_USERS)
+        users = FROM_USERS._replace(reflection=settings.reflection)
+        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users)
         await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS)
     await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh", FROM_THE_MESH)
     return mesh, center, servers

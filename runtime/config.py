@@ -68,6 +68,8 @@ class CenterSettings(BaseSettings):
     """So many calls a second one user may make at this gateway; twice as many after a silence."""
     address_calls_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     """The same for a client address, behind which may be many users."""
+    reflection: bool = True
+    """May clients ask the users' port which RPCs it serves (gRPC reflection)?"""
     user_streams_max: Annotated[int, Field(ge=1, le=10_000)] = 20
     """So many streams one user may have open at this gateway."""
     session_lifetime_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 7 * 86_400

@@ -32,6 +32,8 @@ class Accepts(NamedTuple):
     """Calls at a time; further ones are refused as UNAVAILABLE, definitely not run."""
     idle_ms_max: int
     """So long a connection may be open without a call."""
+    reflection: bool = True
+    """May a client ask which RPCs there are?"""
 
 
 FROM_USERS = Accepts(64 * 1024, 16 * 1024, 1_000, 300_000)
@@ -73,9 +75,10 @@ class GrpcServer:
         self._services = ["", *services]
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-        )
+        if accepts.reflection:
+            reflection.enable_server_reflection(
+                [*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+            )
 
     async def start(self, address: str) -> int:
         """Listens and reports SERVING; returns the port. Raises OSError if it cannot."""

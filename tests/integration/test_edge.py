@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from duohuo.v1.account_service_pb2 import GetAccountRequest
 from duohuo.v1.session_service_pb2 import Session
@@ -15,7 +18,7 @@ from gateway.router import Router
 from runtime import ids
 from runtime.clock import SystemClock
 from runtime.endpoint import Call, Reply
-from runtime.grpc_server import FROM_USERS, GrpcServer
+from runtime.grpc_server import FROM_USERS, Accepts, GrpcServer
 from runtime.mesh import Mesh
 from runtime.methods import PUBLIC_FILES, methods_in
 from tests.fakes import RecordingEndpoint, account, placement
@@ -55,13 +58,13 @@ def _answer(call: Call) -> Reply:
 class Edge:
     """A gateway of one center on a real port."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepts: Accepts = FROM_USERS) -> None:
         clock = SystemClock()
         self.center = Held()
         mesh = Mesh("a", {"a": self.center}, clock)
         limiter = Limiter(Limits(user_calls_per_s=20, address_calls_per_s=100_000), clock)
         router = Router(mesh, placement("a"), Authenticator("a", clock), clock, limiter)
-        self.server = GrpcServer(router, methods_in(PUBLIC_FILES), "a", "gateway", FROM_USERS)
+        self.server = GrpcServer(router, methods_in(PUBLIC_FILES), "a", "gateway", accepts)
         self.port = 0
 
     def channel(self, **options: int) -> grpc.aio.Channel:
@@ -93,6 +96,26 @@ async def ask(channel: grpc.aio.Channel, token: str, padding: int = 0, header: i
 
 def _length(size: int) -> bytes:
     return bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+
+
+async def test_what_is_served_is_told_unless_that_is_switched_off(edge: Edge) -> None:
+    assert await _lists_rpcs(edge.port)
+    quiet = Edge(FROM_USERS._replace(reflection=False))
+    quiet.port = await quiet.server.start("127.0.0.1:0")
+    assert not await _lists_rpcs(quiet.port)
+    async with quiet.channel() as channel:
+        assert await ask(channel, next(iter(TOKENS))) == "OK"
+    await quiet.server.stop(0)
+
+
+async def _lists_rpcs(port: int) -> bool:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type] # aio
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        asking = stub.ServerReflectionInfo(iter([asked]), timeout=20)
+        with suppress(grpc.aio.AioRpcError):
+            assert [answer async for answer in asking]
+        return await asking.code() is grpc.StatusCode.OK
 
 
 async def test_messages_and_metadata_have_a_size(edge: Edge) -> None:
