@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,18 @@ class RunningMesh:
         return self.process.wait(timeout=30)
 
 
-def start_mesh(state: Path, *arguments: str, port_base: int | None = None) -> RunningMesh:
-    """Starts a mesh and waits until it says that it is up."""
+def start_mesh(
+    state: Path, *arguments: str, port_base: int | None = None, said: Path | None = None
+) -> RunningMesh:
+    """Starts a mesh and waits until it says that it is up. What it says later is appended to `said`."""
     port_base = port_base or free_port_base()
-    process = subprocess.Popen(
-        [PROGRAM, "--state", str(state), "up", "--port-base", str(port_base), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with ExitStack() as opened:
+        process = subprocess.Popen(
+            [PROGRAM, "--state", str(state), "up", "--port-base", str(port_base), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=None if said is None else opened.enter_context(said.open("a")),
+            text=True,
+        )
     assert process.stdout is not None
     with process.stdout:
         line = process.stdout.readline()
