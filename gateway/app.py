@@ -12,6 +12,7 @@ from runtime.clock import Clock
 from runtime.dispatcher import Dispatcher, Incoming
 from runtime.mesh import Mesh
 from runtime.placement import Placement
+from runtime.token_seal import TokenSeal
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,11 @@ def build(
     spans: Spans,
     dispatcher: Dispatcher,
     limits: Limits,
+    seal: TokenSeal,
 ) -> Router:
     """Serves the gateway role from `dispatcher`; the returned router serves users' calls."""
     dispatcher.add("duohuo.v1.AnnouncementService", AnnouncementServicer(mesh))
     dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans))
     dispatcher.add("duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement))
-    return Router(mesh, placement, Authenticator(mesh.here, clock), clock, Limiter(limits, clock))
+    authenticator = Authenticator(mesh.here, clock, seal)
+    return Router(mesh, placement, authenticator, clock, Limiter(limits, clock))

@@ -12,6 +12,7 @@ from runtime.endpoint import AUTHORIZATION, Call, Endpoint
 from runtime.errors import RpcError, invalid, session_invalid
 from runtime.ids import place_of
 from runtime.methods import Method, method
+from runtime.token_seal import TokenSeal
 
 CACHE_MS = 2000
 """How long a session of another center is believed without asking again: the bound on a revocation."""
@@ -28,11 +29,15 @@ class Caller(NamedTuple):
 
 
 class Authenticator:
-    """Remembers other centers' answers for at most two seconds; this center's own not at all."""
+    """Remembers other centers' answers for at most two seconds; this center's own not at all.
 
-    def __init__(self, here: str, clock: Clock) -> None:
+    A token that was not made in this mesh is refused without asking anybody.
+    """
+
+    def __init__(self, here: str, clock: Clock, seal: TokenSeal) -> None:
         self._here = here
         self._clock = clock
+        self._seal = seal
         self._cache: OrderedDict[bytes, tuple[Caller, int]] = OrderedDict()
 
     async def caller_of(self, call: Call, router: Endpoint) -> Caller:
@@ -45,9 +50,9 @@ class Authenticator:
                 "this call needs a session",
                 advice="Log in, and send 'authorization: Bearer <token>'.",
             )
-        place = place_of(token) if scheme.lower() == "bearer" else None
-        if place is None or place.origin is None or place.slot is not None:
+        if scheme.lower() != "bearer":
             raise session_invalid()
+        origin = self.origin_of(token)
         key = sha256(token.encode()).digest()
         caller, believed_until_ms = self._cache.get(key, (None, 0))
         now_ms = self._clock.monotonic_ms()
@@ -57,11 +62,18 @@ class Authenticator:
         reply = await router.unary(Call(_GET_SESSION, asked, min(call.timeout_s, CHECK_TIMEOUT_S)))
         session = Session.FromString(reply.payload)
         caller = Caller(session.account_id, session.session_id)
-        if place.origin != self._here:
+        if origin != self._here:
             self._cache[key] = (caller, now_ms + CACHE_MS)
             while len(self._cache) > CACHE_SESSIONS_MAX:
                 self._cache.popitem(last=False)
         return caller
+
+    def origin_of(self, token: str) -> str:
+        """The center that made a token. Raises RpcError if none of this mesh did."""
+        place = place_of(token) if self._seal.holds(token) else None
+        if place is None or place.origin is None or place.slot is not None:
+            raise session_invalid()
+        return place.origin
 
 
 def bad_key(called: Method) -> RpcError:

@@ -142,6 +142,8 @@ class Router:
             key = string_field(call.request, number) if number else ""
         except MalformedMessage:
             raise invalid("", "the request is not a valid protobuf message", "MALFORMED") from None
+        if call.method.key == "token":
+            self._authenticator.origin_of(key)
         place = place_of(key) if key else None
         try:
             wanted = targets(call.method.policy, place, self._mesh.here, self._placement)

@@ -112,6 +112,7 @@ def settings(
         "peer_addresses": {peer: address(port) for peer, port in own.grpc_links.items()},
         "nats_url": f"nats://{address(own.nats)}",
         "nats_password_file": str(state_dir / mesh_file.NATS_PASSWORD_NAME),
+        "token_key_file": str(state_dir / mesh_file.TOKEN_KEY_NAME),
         "operator_token_file": str(state_dir / mesh_file.OPERATOR_TOKEN_NAME),
     }
 
@@ -147,7 +148,8 @@ def _secret(path: Path) -> str:
 
 def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
     """Makes the mesh's secrets, and what `write_config` makes of all centers. Raises OSError."""
-    for name in (mesh_file.NATS_PASSWORD_NAME, mesh_file.OPERATOR_TOKEN_NAME):
+    names = (mesh_file.NATS_PASSWORD_NAME, mesh_file.TOKEN_KEY_NAME, mesh_file.OPERATOR_TOKEN_NAME)
+    for name in names:
         _secret(state_dir / name)
     for name in ports.centers:
         write_config(state_dir, ports, name, split=split)

@@ -17,6 +17,7 @@ LinkState = Literal["up", "cut"]
 FILE_NAME = "mesh.json"
 LOCK_NAME = "mesh.lock"
 NATS_PASSWORD_NAME = "nats-password"  # noqa: S105 - a file's name
+TOKEN_KEY_NAME = "token-key"  # noqa: S105 - a file's name
 OPERATOR_TOKEN_NAME = "operator-token"  # noqa: S105 - a file's name
 
 

@@ -36,6 +36,7 @@ from runtime.mesh import Mesh
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore
+from runtime.token_seal import TokenSeal
 from session_svc.sessions import Lifetimes
 from sync_bus.jetstream import JetStreamBus, NatsAccess
 from sync_bus.log import Stamps
@@ -144,6 +145,7 @@ async def _start(
         spans,
         Outward(webhooks, MailClient(mail_server)),
         destinations,
+        _token_seal(settings),
         email_offered=settings.smtp_host is not None,
         limits=Limits(
             settings.user_calls_per_s,
@@ -202,6 +204,14 @@ def _mail_server(settings: CenterSettings) -> MailServer | None:
         settings.smtp_user or "",
         password,
     )
+
+
+def _token_seal(settings: CenterSettings) -> TokenSeal:
+    path = settings.token_key_file
+    try:
+        return TokenSeal([line.encode() for line in _secret(path).split()])
+    except ValueError as error:
+        raise StartError(f"{error}; see {path}") from error
 
 
 def _secret(path: Path | None) -> str:

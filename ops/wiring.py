@@ -19,6 +19,7 @@ from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.errors import RpcError
 from runtime.store import Store
+from runtime.token_seal import TokenSeal
 from session_svc.sessions import Lifetimes
 from sync_bus import log, node
 from sync_bus.bus import Bus
@@ -46,6 +47,7 @@ class Outside:
     """What carries notifications."""
     destinations: Destinations
     """Where users may have notifications sent."""
+    seal: TokenSeal
     email_offered: bool = False
     limits: Limits = field(default_factory=Limits)
     """Of one caller at this gateway."""
@@ -86,7 +88,9 @@ async def build(
         wait_alive.append(accounts.node.wait_alive)
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
-        sessions = session_svc.app.build(site, store, bus, dispatcher, outside.lifetimes)
+        sessions = session_svc.app.build(
+            site, store, bus, dispatcher, outside.lifetimes, outside.seal
+        )
         duties.append(sessions.run)
         wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
@@ -97,7 +101,13 @@ async def build(
     router = None
     if "gateway" in roles:
         router = gateway.app.build(
-            site.mesh, site.placement, site.clock, outside.spans, dispatcher, outside.limits
+            site.mesh,
+            site.placement,
+            site.clock,
+            outside.spans,
+            dispatcher,
+            outside.limits,
+            outside.seal,
         )
     return Center(router, duties, wait_alive)
 

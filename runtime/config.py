@@ -52,6 +52,9 @@ class CenterSettings(BaseSettings):
     """This center's NATS server."""
     nats_password_file: Path
     """Holds the password of this center's NATS users."""
+    token_key_file: Path
+    """Holds a key, the same in all centers, by which they tell session tokens from made-up ones. To
+    exchange it: put the new one on a second line everywhere, then first, then take the old one away."""
     operator_token_file: Path | None = None
     """Holds the bearer token of this center's operators (gateway role)."""
     lone_start: bool = False

@@ -2,7 +2,7 @@
 
 account      u<slot>-<hex>             u3fa-0192f0c1...
 application  q-<origin>-<slot>-<hex>   q-a-3fa-0192f0c1...
-token        s-<origin>-<secret>       s-a-Jx0...
+token        s-<origin>-<secret>.<seal>  s-a-Jx0...  (made by runtime/token_seal.py)
 """
 
 import re
@@ -18,7 +18,7 @@ from runtime.placement import slot_of
 CENTER_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 _ACCOUNT = re.compile(r"u([0-9a-f]{3})-[0-9a-f]{32}")
 _APPLICATION = re.compile(rf"q-({CENTER_NAME.pattern})-([0-9a-f]{{3}})-[0-9a-f]{{32}}")
-_TOKEN = re.compile(rf"s-({CENTER_NAME.pattern})-[A-Za-z0-9_-]{{43}}")
+_TOKEN = re.compile(rf"s-({CENTER_NAME.pattern})-[A-Za-z0-9_-]{{43}}\.[A-Za-z0-9_-]{{22}}")
 _CLIENT_MADE = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
@@ -58,10 +58,6 @@ def account_id(slot: int, unique: str) -> str:
 
 def application_id(origin: str, slot: int, unique: str) -> str:
     return f"q-{origin}-{slot:03x}-{unique}"
-
-
-def token(origin: str, secret: str) -> str:
-    return f"s-{origin}-{secret}"
 
 
 def account_slot(account: str) -> int | None:

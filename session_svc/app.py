@@ -7,6 +7,7 @@ from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from duohuo.v1.operator_service_pb2 import TransitFact
 from runtime.dispatcher import Dispatcher
 from runtime.store import Store
+from runtime.token_seal import TokenSeal
 from session_svc import store
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
@@ -53,14 +54,19 @@ class SessionNode:
 
 
 def build(
-    site: Site, database: Store, bus: Bus, dispatcher: Dispatcher, lifetimes: Lifetimes
+    site: Site,
+    database: Store,
+    bus: Bus,
+    dispatcher: Dispatcher,
+    lifetimes: Lifetimes,
+    seal: TokenSeal,
 ) -> SessionNode:
     """Serves the session role from `dispatcher`; the returned node's tasks keep it moving."""
     sessions = Sessions(site.here, database, site.stamps, lifetimes)
     node = ServiceNode(
         ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database, sessions)
     )
-    service = SessionService(site, sessions)
+    service = SessionService(site, sessions, seal)
     dispatcher.add("duohuo.v1.SessionService", service, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.SessionPeerService", service, *node.servicers, refusal=node.refusal

@@ -34,9 +34,10 @@ from runtime.dispatcher import Incoming
 from runtime.endpoint import ask
 from runtime.errors import RpcError, invalid, session_invalid
 from runtime.identifiers import InvalidIdentifier, normalise
-from runtime.ids import place_of, token
+from runtime.ids import place_of
 from runtime.methods import peer_method
 from runtime.placement import slot_of
+from runtime.token_seal import TokenSeal
 from session_svc.sessions import Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.site import Site
@@ -51,7 +52,8 @@ _LIST_OWN = peer_method("session", "ListOwnSessions")
 class SessionService:
     """Serves SessionService, and the session part of SessionPeerService."""
 
-    def __init__(self, site: Site, sessions: Sessions) -> None:
+    def __init__(self, site: Site, sessions: Sessions, seal: TokenSeal) -> None:
+        self._seal = seal
         self._site = site
         self._sessions = sessions
 
@@ -60,7 +62,7 @@ class SessionService:
             raise invalid("device", f"must have at most {DEVICE_LENGTH_MAX} characters")
         account_id = await self._prove(request, incoming.timeout_s)
         stamp, now_ms = self._site.stamps.now(), self._site.stamps.steady_ms()
-        secret = token(self._site.here, self._site.ids.secret())
+        token = self._seal.token(self._site.here, self._site.ids.secret())
         session = SessionRow(
             f"{self._site.here}-{self._site.ids.unique()}",
             account_id,
@@ -69,9 +71,9 @@ class SessionService:
             expire_ms=now_ms + self._sessions.lifetimes.absolute_ms,
             last_use_ms=now_ms,
         )
-        await self._sessions.add(NewSession(token_hash(secret), session, stamp))
+        await self._sessions.add(NewSession(token_hash(token), session, stamp))
         answer = self._answer(session)
-        answer.token = secret
+        answer.token = token
         return answer
 
     async def GetSession(self, request: GetSessionRequest, _incoming: Incoming) -> Session:

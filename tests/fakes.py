@@ -20,6 +20,7 @@ from runtime.hlc import COUNTER_BITS, HybridClock
 from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
 from runtime.store import SqliteStore, Unit, in_place, run_batch
+from runtime.token_seal import TokenSeal
 from sync_bus import inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
@@ -27,6 +28,8 @@ from transfer_svc.courier import Mail, Undelivered
 
 NOON_MS = 1_900_000_000_000
 """The moment at which a fake clock starts."""
+
+SEAL = TokenSeal([b"the key of all centers"])
 
 Answer = Callable[[Call], Reply]
 

@@ -38,6 +38,7 @@ from runtime.mesh import Mesh
 from runtime.methods import method, peer_method
 from runtime.placement import Placement
 from runtime.store import SqliteStore
+from runtime.token_seal import TokenSeal
 from sync_bus.log import Stamps
 from sync_bus.site import Site
 
@@ -278,6 +279,7 @@ class World:
             NoSpans(),
             SimulatedCourier(self.network, self.receivers, random),
             Destinations(nowhere, networks_allowed=("127.0.0.0/8",)),
+            TokenSeal([b"the key of all centers"]),
             email_offered=True,
         )
         built = await wiring.build(ROLES, site, outside, dispatcher)

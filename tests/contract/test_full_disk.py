@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from runtime.hlc import HybridClock
-from runtime.ids import token
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore, StoreFault, Unit, query
 from session_svc import store as units
@@ -23,7 +22,7 @@ from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus import log, node
 from sync_bus.log import Stamps
 from tests.contract.backends import SCHEMA
-from tests.fakes import GENERATION, FakeClock, SeededIds, account, stamp
+from tests.fakes import GENERATION, SEAL, FakeClock, SeededIds, account, stamp
 
 ALICE = account(1)
 SIZE = "8m"
@@ -133,7 +132,7 @@ async def test_a_login_counts_while_the_disk_is_full_and_is_stored_afterwards(
         row = SessionRow(
             ids.unique(), ALICE, device, made.time_ms, made.time_ms + 1000, made.time_ms
         )
-        hashed = token_hash(token("a", ids.secret()))
+        hashed = token_hash(SEAL.token("a", ids.secret()))
         await sessions.add(NewSession(hashed, row, made))
         return hashed
 

@@ -109,7 +109,7 @@ def _lead_through_everything(mesh: RunningMesh, tmp_path: Path) -> tuple[dict[st
 
 def _of_the_mesh(state: Path) -> dict[str, str]:
     """What the mesh made up for itself."""
-    files = (mesh_file.OPERATOR_TOKEN_NAME, mesh_file.NATS_PASSWORD_NAME)
+    files = (mesh_file.OPERATOR_TOKEN_NAME, mesh_file.TOKEN_KEY_NAME, mesh_file.NATS_PASSWORD_NAME)
     made_up = {name: (state / name).read_text().strip() for name in files}
     control = json.loads((state / "mesh.json").read_text())["control_token"]
     return made_up | {"control token": control}

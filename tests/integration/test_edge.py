@@ -15,17 +15,16 @@ from duohuo.v1.session_service_pb2 import Session
 from gateway.authenticator import Authenticator
 from gateway.limits import Limiter, Limits
 from gateway.router import Router
-from runtime import ids
 from runtime.clock import SystemClock
 from runtime.endpoint import Call, Reply
 from runtime.grpc_server import FROM_USERS, Accepts, GrpcServer
 from runtime.mesh import Mesh
 from runtime.methods import PUBLIC_FILES, methods_in
-from tests.fakes import RecordingEndpoint, account, placement
+from tests.fakes import SEAL, RecordingEndpoint, account, placement
 
 PATH = "/duohuo.v1.AccountService/GetAccount"
 ALICE, BOB = account(0, 1), account(0, 2)
-TOKENS = {ids.token("a", "a" * 43): ALICE, ids.token("a", "b" * 43): BOB}
+TOKENS = {SEAL.token("a", "a" * 43): ALICE, SEAL.token("a", "b" * 43): BOB}
 FLOOD = 400
 
 
@@ -63,7 +62,7 @@ class Edge:
         self.center = Held()
         mesh = Mesh("a", {"a": self.center}, clock)
         limiter = Limiter(Limits(user_calls_per_s=20, address_calls_per_s=100_000), clock)
-        router = Router(mesh, placement("a"), Authenticator("a", clock), clock, limiter)
+        router = Router(mesh, placement("a"), Authenticator("a", clock, SEAL), clock, limiter)
         self.server = GrpcServer(router, methods_in(PUBLIC_FILES), "a", "gateway", accepts)
         self.port = 0
 

@@ -10,11 +10,12 @@ from runtime import ids
 from runtime.endpoint import AUTHORIZATION, Call
 from runtime.errors import RpcError, session_invalid
 from runtime.methods import method
-from tests.fakes import FakeClock, RecordingEndpoint, account, fails, says
+from runtime.token_seal import TokenSeal
+from tests.fakes import SEAL, FakeClock, RecordingEndpoint, account, fails, says
 
 GET_ACCOUNT = method("/duohuo.v1.AccountService/GetAccount")
 ALICE = account(1)
-HERE, ELSEWHERE = ids.token("a", "x" * 43), ids.token("b", "x" * 43)
+HERE, ELSEWHERE = SEAL.token("a", "x" * 43), SEAL.token("b", "x" * 43)
 
 
 class Door:
@@ -23,7 +24,7 @@ class Door:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.origin = RecordingEndpoint(says(Session(account_id=ALICE)))
-        self.authenticator = Authenticator("a", self.clock)
+        self.authenticator = Authenticator("a", self.clock, SEAL)
 
     async def enter(self, token: str, scheme: str = "Bearer") -> str:
         call = Call(GET_ACCOUNT, b"", 1.5, {AUTHORIZATION: f"{scheme} {token}"})
@@ -97,7 +98,7 @@ async def test_a_refusal_is_not_remembered() -> None:
 async def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway.authenticator, "CACHE_SESSIONS_MAX", 3)
     door = Door()
-    tokens = [ids.token("b", f"{number:043}") for number in range(5)]
+    tokens = [SEAL.token("b", f"{number:043}") for number in range(5)]
     for token in tokens:
         await door.enter(token)
     assert len(door.authenticator._cache) == 3
@@ -136,6 +137,12 @@ async def test_a_call_without_a_token_needs_a_session(header: dict[str, str]) ->
         ("Bearer", "rubbish"),
         ("Bearer", ELSEWHERE + " "),
         ("Bearer", ALICE),
+        ("Bearer", f"s-b-{'x' * 43}"),
+        ("Bearer", f"s-b-{'x' * 43}.{'x' * 22}"),
+        ("Bearer", ELSEWHERE.replace("s-b-", "s-c-")),
+        ("Bearer", ELSEWHERE.replace("x", "y", 1)),
+        ("Bearer", ELSEWHERE[:-1]),
+        ("Bearer", TokenSeal([b"the key of another mesh"]).token("b", "x" * 43)),
         ("Bearer", ids.application_id("b", 1, "0" * 32)),
         ("Bearer", "alice@example.com"),
     ],

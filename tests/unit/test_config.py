@@ -15,6 +15,7 @@ GOOD: dict[str, Any] = {
     "state_dir": "/nowhere",
     "peer_addresses": {"b": "127.0.0.1:7202"},
     "nats_password_file": "/nowhere/nats-password",
+    "token_key_file": "/nowhere/token-key",
     "operator_token_file": "/nowhere/operator-token",
 }
 

@@ -31,7 +31,6 @@ from ops.simulation.loop import SimulatedLoop
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
 from runtime.hlc import HybridClock
-from runtime.ids import token
 from runtime.logging import Unfailing
 from runtime.mesh import Mesh
 from runtime.store import SqliteStore, StoreFault, query
@@ -42,6 +41,7 @@ from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.log import Stamps
 from tests.fakes import (
     NOON_MS,
+    SEAL,
     FakeClock,
     FakeDisk,
     RecordingEndpoint,
@@ -81,7 +81,7 @@ class Place:
         made_at = stamp(at_ms)
         expire_ms = made_at.time_ms + LIFETIME_MS
         row = SessionRow(self._ids.unique(), user, "phone", made_at.time_ms, expire_ms, NOON_MS)
-        hashed = token_hash(token("a", self._ids.secret()))
+        hashed = token_hash(SEAL.token("a", self._ids.secret()))
         await self.sessions.add(NewSession(hashed, row, made_at))
         return hashed
 
@@ -315,7 +315,7 @@ async def test_users_log_in_look_and_log_out_while_the_disk_is_full(place: Place
     proved = VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_VERIFIED, account_id=ALICE)
     here = site("a", "a")
     here = replace(here, mesh=Mesh("a", {"a": RecordingEndpoint(says(proved))}, here.clock))
-    service, incoming = SessionService(here, place.sessions), Incoming(ALICE, 1.0)
+    service, incoming = SessionService(here, place.sessions, SEAL), Incoming(ALICE, 1.0)
     place.disk.full = True
     made = await service.Login(
         LoginRequest(identifier="alice@example.com", password="secret", device="phone"), incoming

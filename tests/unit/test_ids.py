@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from runtime import ids
 from runtime.ids import CENTER_NAME, Place, RandomIds, place_of
 from runtime.placement import SLOTS, slot_of
-from tests.fakes import SeededIds
+from tests.fakes import SEAL, SeededIds
 
 slots = st.integers(0, SLOTS - 1)
 centers = st.from_regex(CENTER_NAME, fullmatch=True)
@@ -19,7 +19,7 @@ near_misses = st.builds(
     st.one_of(
         st.builds(ids.account_id, slots, uniques),
         st.builds(ids.application_id, centers, slots, uniques),
-        st.builds(ids.token, centers, secrets),
+        st.builds(SEAL.token, centers, secrets),
         st.just("alice@example.com"),
         st.just("+8613912345678"),
     ),
@@ -64,7 +64,7 @@ def test_an_application_id_carries_origin_and_slot(origin: str, slot: int, uniqu
 
 @given(centers, secrets)
 def test_a_token_carries_its_origin_and_nothing_else(origin: str, secret: str) -> None:
-    assert place_of(ids.token(origin, secret)) == Place(origin=origin)
+    assert place_of(SEAL.token(origin, secret)) == Place(origin=origin)
 
 
 def test_an_identifier_belongs_to_the_slot_of_its_normal_form() -> None:
@@ -130,6 +130,6 @@ def test_new_ids_are_distinct_grow_and_have_the_right_form(source: ids.Ids) -> N
     made = [source.unique() for _ in range(1000)]
     assert made == sorted(set(made))
     assert place_of(ids.account_id(1, made[0])) == Place(slot=1)
-    tokens = {ids.token("a", source.secret()) for _ in range(1000)}
+    tokens = {SEAL.token("a", source.secret()) for _ in range(1000)}
     assert len(tokens) == 1000
     assert {place_of(token) for token in tokens} == {Place(origin="a")}

@@ -25,6 +25,7 @@ from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
 from tests.fakes import (
     NOON_MS,
+    SEAL,
     FakeClock,
     RecordingEndpoint,
     account,
@@ -71,7 +72,7 @@ async def login(
         site("b", "a", "b", clock=clock), mesh=Mesh("b", {"a": at_home, "b": here}, clock)
     )
     lifetimes = Lifetimes(password_confirm_ms=confirm_ms)
-    service = SessionService(place, Sessions("b", store, place.stamps, lifetimes))
+    service = SessionService(place, Sessions("b", store, place.stamps, lifetimes), SEAL)
     request = LoginRequest(identifier=ALICE, password="correct horse", device="phone")
     try:
         session = await service.Login(request, Incoming("", 5.0))

@@ -24,7 +24,7 @@ from runtime.store import query
 from session_svc import store as sessions
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
-from tests.fakes import NOON_MS, FakeClock, account, resolves, site, temporary_store
+from tests.fakes import NOON_MS, SEAL, FakeClock, account, resolves, site, temporary_store
 
 HOUR_MS = 3_600_000
 INCOMING = Incoming("", 5.0)
@@ -157,7 +157,7 @@ async def test_a_center_with_a_wrong_clock_refuses_revocations_until_it_is_right
     """Stamped two hours too early, one would be acknowledged and end nothing at the other centers."""
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(sessions.SCHEMA, sessions.TOPICS, ["b", "c"]) as store:
-        service = SessionService(here, Sessions("a", store, here.stamps, Lifetimes()))
+        service = SessionService(here, Sessions("a", store, here.stamps, Lifetimes()), SEAL)
         revoke = RevokeSessionsRequest(account_id=account(1))
         hear(here.mesh.clocks, clock, b=0, c=0)
         clock.jump(-2 * HOUR_MS)

@@ -33,7 +33,18 @@ from runtime.mesh import Mesh
 from runtime.placement import SLOTS
 from runtime.store import SqliteStore
 from sync_bus.log import Road, Topic
-from tests.fakes import NOON_MS, FakeClock, account, fails, mesh, says, site, stamp, temporary_store
+from tests.fakes import (
+    NOON_MS,
+    SEAL,
+    FakeClock,
+    account,
+    fails,
+    mesh,
+    says,
+    site,
+    stamp,
+    temporary_store,
+)
 from tests.unit.bank import bank
 from tests.unit.test_applications import accept, decide, found, made
 from tests.unit.test_authenticator import ELSEWHERE, Door
@@ -199,7 +210,7 @@ async def test_a_session_is_believed_for_two_seconds_after_its_origin_was_asked(
 
 
 async def test_a_session_whose_origin_hangs_asks_for_a_new_login() -> None:
-    request = GetSessionRequest(token=ids.token("b", "x" * 43)).SerializeToString()
+    request = GetSessionRequest(token=SEAL.token("b", "x" * 43)).SerializeToString()
     refused = await World(b=too_late).refusal(Call(GET_SESSION, request, 5.0))
     assert refused.reason == "RELOGIN_REQUIRED"
 

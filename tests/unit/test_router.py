@@ -37,6 +37,7 @@ from runtime.mesh import Mesh
 from runtime.methods import Method, method
 from runtime.placement import slot_of
 from tests.fakes import (
+    SEAL,
     Answer,
     FakeClock,
     RecordingEndpoint,
@@ -60,7 +61,7 @@ HOME_FIRST = replace(
 HOME_FIRST_ONCE = replace(HOME_FIRST, safe_to_repeat=False)
 SECOND_READ = replace(HOME_FIRST, policy=POLICY_LOCAL_THEN_HOME)
 
-BEARER = {AUTHORIZATION: f"Bearer {ids.token('a', 'x' * 43)}"}
+BEARER = {AUTHORIZATION: f"Bearer {SEAL.token('a', 'x' * 43)}"}
 AT_B = account(1)
 """At home at b, then c, then a."""
 
@@ -80,7 +81,7 @@ class World:
         told = says(Account(account_id="told"))
         self.centers = {name: RecordingEndpoint(answers.get(name, told)) for name in "abc"}
         self.mesh = Mesh("a", self.centers, self.clock)
-        authenticator = Authenticator("a", self.clock)
+        authenticator = Authenticator("a", self.clock, SEAL)
         self.router = Router(
             self.mesh,
             placement("a", "b", "c", epoch=7),
@@ -206,7 +207,7 @@ async def test_only_the_dead_centers_users_are_refused() -> None:
 
 
 async def test_a_session_whose_origin_is_dead_asks_for_a_new_login() -> None:
-    request = GetSessionRequest(token=ids.token("b", "x" * 43)).SerializeToString()
+    request = GetSessionRequest(token=SEAL.token("b", "x" * 43)).SerializeToString()
     refused = await World(b=not_sent).refusal(Call(GET_SESSION, request, 5.0))
     assert (refused.code, refused.reason) == (StatusCode.UNAUTHENTICATED, "RELOGIN_REQUIRED")
     assert refused.retry_after_ms is None
@@ -215,7 +216,7 @@ async def test_a_session_whose_origin_is_dead_asks_for_a_new_login() -> None:
 
 async def test_a_call_with_such_a_session_asks_for_a_new_login_too() -> None:
     world = World(b=not_sent)
-    bearer = f"Bearer {ids.token('b', 'x' * 43)}"
+    bearer = f"Bearer {SEAL.token('b', 'x' * 43)}"
     refused = await world.refusal(about(GET_ACCOUNT, account(0), metadata={AUTHORIZATION: bearer}))
     assert refused.reason == "RELOGIN_REQUIRED"
 
@@ -305,7 +306,7 @@ async def test_a_users_call_without_a_session_goes_nowhere() -> None:
     assert world.asked == ""
 
 
-@pytest.mark.parametrize("key", ["", "nobody", ids.token("b", "x" * 43)])
+@pytest.mark.parametrize("key", ["", "nobody", SEAL.token("b", "x" * 43)])
 async def test_a_key_that_names_no_home_is_the_callers_mistake(key: str) -> None:
     world = World()
     refused = await world.refusal(about(HOME_FIRST, key))
@@ -313,7 +314,10 @@ async def test_a_key_that_names_no_home_is_the_callers_mistake(key: str) -> None
     assert world.asked == ""
 
 
-@pytest.mark.parametrize("key", ["", "nobody", AT_B, ids.token("z", "x" * 43)])
+FORGED = f"s-b-{'x' * 43}.{'x' * 22}"
+
+
+@pytest.mark.parametrize("key", ["", "nobody", AT_B, SEAL.token("z", "x" * 43), FORGED])
 async def test_a_token_of_no_center_of_this_mesh_is_no_session(key: str) -> None:
     world = World()
     call = Call(GET_SESSION, GetSessionRequest(token=key).SerializeToString(), 5.0)

@@ -7,7 +7,6 @@ import pytest
 
 from duohuo.internal.v1.log_pb2 import LogRecord, SessionsRevoked
 from runtime.hlc import HybridClock
-from runtime.ids import token
 from runtime.store import SqliteStore, query
 from session_svc import store as units
 from session_svc.sessions import USE_NOTED_EVERY_MS, Lifetimes, Sessions
@@ -20,7 +19,7 @@ from session_svc.store import (
 )
 from sync_bus import log
 from sync_bus.log import Stamps
-from tests.fakes import NOON_MS, FakeClock, SeededIds, account, stamp, temporary_store
+from tests.fakes import NOON_MS, SEAL, FakeClock, SeededIds, account, stamp, temporary_store
 
 ALICE, BOB = account(1), account(2)
 LIFETIME_MS = 1000
@@ -35,7 +34,7 @@ async def store() -> AsyncIterator[SqliteStore]:
 
 async def login(store: SqliteStore, user: str, at_ms: int = 0) -> str:
     """A new session's token."""
-    made, secret = stamp(at_ms), token("a", IDS.secret())
+    made, secret = stamp(at_ms), SEAL.token("a", IDS.secret())
     expire_ms = made.time_ms + LIFETIME_MS
     row = SessionRow(IDS.unique(), user, "phone", made.time_ms, expire_ms, made.time_ms)
     await store.write("login", units.add(token_hash(secret), row, made))
@@ -214,7 +213,7 @@ async def test_a_new_session_ends_the_oldest_of_very_many(store: SqliteStore) ->
 
 async def test_a_session_that_is_not_used_ends_before_its_time(store: SqliteStore) -> None:
     minute = USE_NOTED_EVERY_MS
-    secret = token("a", IDS.secret())
+    secret = SEAL.token("a", IDS.secret())
     row = SessionRow("a-1", ALICE, "phone", NOON_MS, NOON_MS + 100 * minute, NOON_MS)
     await store.write("login", units.add(token_hash(secret), row, stamp(0)))
 
