@@ -79,7 +79,14 @@ async def edge() -> AsyncIterator[Edge]:
     await made.server.stop(0)
 
 
-async def ask(channel: grpc.aio.Channel, token: str, padding: int = 0, header: int = 0) -> str:
+async def ask(
+    channel: grpc.aio.Channel,
+    token: str,
+    padding: int = 0,
+    header: int = 0,
+    timeout: float | None = 20,
+    compression: grpc.Compression | None = None,
+) -> str:
     """The name of the status."""
     request = GetAccountRequest(account_id=TOKENS[token]).SerializeToString()
     send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PATH)
@@ -87,7 +94,7 @@ async def ask(channel: grpc.aio.Channel, token: str, padding: int = 0, header: i
     request += b"\xfa\x3f" + _length(padding) + bytes(padding) if padding else b""
     metadata = (("authorization", f"Bearer {token}"), ("x-padding", "x" * header))
     try:
-        await send(request, timeout=20, metadata=metadata)
+        await send(request, timeout=timeout, metadata=metadata, compression=compression)
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return "OK"
@@ -115,6 +122,28 @@ async def _lists_rpcs(port: int) -> bool:
         with suppress(grpc.aio.AioRpcError):
             assert [answer async for answer in asking]
         return await asking.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("given", "least_s", "most_s"), [(None, 9, 10), (5, 4, 5), (1e9, 59, 60)], ids=str
+)
+async def test_every_call_gets_a_deadline(
+    edge: Edge, given: float | None, least_s: int, most_s: int
+) -> None:
+    async with edge.channel() as channel:
+        assert await ask(channel, next(iter(TOKENS)), timeout=given) == "OK"
+    (call,) = (call for call in edge.center.calls if call.method.path == PATH)
+    assert least_s <= call.timeout_s <= most_s
+
+
+async def test_what_is_packed_small_counts_by_its_real_size(edge: Edge) -> None:
+    async with edge.channel() as channel:
+        packed = grpc.Compression.Gzip
+        alice = next(iter(TOKENS))
+        assert await ask(channel, alice, padding=60_000, compression=packed) == "OK"
+        bomb = await ask(channel, alice, padding=2_000_000, compression=packed)
+        assert bomb == "RESOURCE_EXHAUSTED"
+    assert sum(call.method.path == PATH for call in edge.center.calls) == 1
 
 
 async def test_messages_and_metadata_have_a_size(edge: Edge) -> None:

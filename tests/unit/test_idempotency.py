@@ -128,6 +128,31 @@ class TestMoney:
         called = method("/duohuo.v1.TransferService/CancelApplication")
         return await call(two, "b", called, request, Application)
 
+    async def test_a_transfer_that_is_asked_for_many_times_at_once(self, two: Centers) -> None:
+        answers = await asyncio.gather(*(self.transfer(two) for _ in range(50)))
+        assert answers == [answers[0]] * 50
+        assert await two.centers["a"].balance(ALICE) == 70
+
+    async def test_of_transfers_at_once_only_what_there_is_is_paid(self, two: Centers) -> None:
+        async def pay_all(number: int) -> TransferResult | RpcError:
+            request = TransferRequest(
+                transfer_id=f"transfer-{number}",
+                payer_account_id=ALICE,
+                payee_account_id=ALAN,
+                amount=Money(currency_code="CNY", minor_units=100),
+            )
+            called = method("/duohuo.v1.TransferService/Transfer")
+            try:
+                return await call(two, "a", called, request, TransferResult)
+            except RpcError as error:
+                return error
+
+        answers = await asyncio.gather(*map(pay_all, range(20)))
+        refused = [answer.reason for answer in answers if isinstance(answer, RpcError)]
+        assert refused == ["INSUFFICIENT_FUNDS"] * 19
+        assert await two.centers["a"].balance(ALICE) == 0
+        assert await two.centers["a"].balance(ALAN) == 200
+
     @meanwhile
     async def test_a_transfer(self, two: Centers, meanwhile: Meanwhile) -> None:
         first = await self.transfer(two)
