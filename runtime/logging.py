@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import Processor
 
 from runtime import telemetry
 from runtime.config import CenterSettings
@@ -17,21 +19,34 @@ Event = MutableMapping[str, Any]
 def start(settings: CenterSettings) -> None:
     """Logs to standard error from now on, as the settings say."""
     level = getattr(logging, settings.log_level.upper())
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)  # other libraries
+    shared: list[Processor] = [
+        _context(center=settings.center, roles=",".join(settings.roles)),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_trace,
+    ]
+    written: Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    file = cast(TextIO, Unfailing(sys.stderr))
     structlog.configure(
-        processors=[
-            _context(center=settings.center, roles=",".join(settings.roles)),
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _add_trace,
-            structlog.processors.JSONRenderer()
-            if settings.log_format == "json"
-            else structlog.dev.ConsoleRenderer(colors=False),
-        ],
+        processors=[*shared, written],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Unfailing(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(file=file),
         cache_logger_on_first_use=True,
     )
+    libraries = logging.StreamHandler(file)
+    libraries.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
+            processors=[ProcessorFormatter.remove_processors_meta, written],
+        )
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[libraries])
+    # It tells of every strange header of any client.
+    logging.getLogger("opentelemetry.trace.propagation").setLevel(logging.ERROR)
 
 
 class Unfailing:
