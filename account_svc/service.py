@@ -42,11 +42,14 @@ from runtime.destinations import Destinations
 from runtime.dispatcher import Incoming
 from runtime.endpoint import HOME, STALENESS_MS
 from runtime.errors import RpcError
+from runtime.guesses import Guesses, Policy
 from runtime.hlc import physical_ms
 from runtime.ids import account_id, account_slot
 from runtime.placement import slot_of
 from runtime.store import Store
 from sync_bus.site import Site
+
+_OLD_PASSWORDS = Policy(5, 30_000, 900_000)
 
 
 class AccountService:
@@ -66,6 +69,7 @@ class AccountService:
         *,
         email_offered: bool,
     ) -> None:
+        self._guesses = Guesses(site.here, site.clock)
         self._site = site
         self._store = database
         self._passwords = passwords
@@ -138,9 +142,7 @@ class AccountService:
         ):
             return ChangePasswordResponse()
         credential = await self._store.read(store.find_credential(account.account_id))
-        proved = await self._passwords.verify(
-            credential.password_hash if credential else None, request.old_password
-        )
+        proved = await self._proves(credential, request)
         if credential is None or not proved:
             home = self._site.home_of(account.account_id)
             if home != self._site.here:
@@ -174,6 +176,21 @@ class AccountService:
             )
         await self._revoker.revoke_now(account.account_id)
         return ChangePasswordResponse()
+
+    async def _proves(self, credential: Credential | None, request: ChangePasswordRequest) -> bool:
+        """Does the old password fit? After too many that do not, none does for a while."""
+        attempt = self._guesses.begin("account", request.account_id, _OLD_PASSWORDS)
+        password = self._site.ids.secret() if attempt.wait_ms else request.old_password
+        failed = False
+        try:
+            proved = await self._passwords.verify(
+                credential.password_hash if credential else None, password
+            )
+            failed = not proved
+        finally:
+            if not attempt.wait_ms:
+                self._guesses.end(attempt, failed=failed)
+        return proved
 
     async def GetNotification(
         self, request: GetNotificationRequest, incoming: Incoming

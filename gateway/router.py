@@ -16,7 +16,18 @@ from gateway.limits import Limiter
 from gateway.routes import KeyMissing, Target, targets
 from runtime import telemetry
 from runtime.clock import Clock
-from runtime.endpoint import ACCOUNT, CAUSAL, CLIENT, EPOCH, GATEWAY, HOP, SESSION, Call, Reply
+from runtime.endpoint import (
+    ACCOUNT,
+    CAUSAL,
+    CLIENT,
+    CLIENT_ADDRESS,
+    EPOCH,
+    GATEWAY,
+    HOP,
+    SESSION,
+    Call,
+    Reply,
+)
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -162,6 +173,8 @@ class Router:
         if call.method.access == ACCESS_USER:
             metadata[ACCOUNT], metadata[SESSION] = await self._authenticator.caller_of(call, self)
             self._limiter.count_user(metadata[ACCOUNT])
+        elif address := call.metadata.get(CLIENT):
+            metadata[CLIENT_ADDRESS] = address
         return metadata
 
     def _unanswered(

@@ -63,13 +63,16 @@ async def login(
     from ops.plain import plain
 
     async with connected(state_of(context), center) as client:
-        request = LoginRequest(identifier=identifier, password=password, device=device)
+        user, proofs = normal(identifier), client.sessions.device_proofs
+        request = LoginRequest(
+            identifier=user, password=password, device=device, device_proof=proofs.get(user, "")
+        )
         session = await client.call("SessionService/Login", request, Session)
-        user = normal(identifier)
+        proofs[user] = session.device_proof
         client.sessions.logins[user] = Login(session.account_id, session.token)
         client.sessions.current = user
         shown = plain(session)
-        del shown["token"]
+        del shown["token"], shown["device_proof"]
         say(output, f"Logged in at center {session.origin_center} as {session.account_id}.", shown)
 
 

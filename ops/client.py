@@ -41,13 +41,15 @@ class Sessions:
     current: str = ""
     causal: str = ""
     logins: dict[str, Login] = field(default_factory=dict)
+    device_proofs: dict[str, str] = field(default_factory=dict, repr=False)
+    """By identifier: shows that its user has logged in here before."""
 
     @classmethod
     def load(cls, state: Path) -> "Sessions":
         try:
             raw = json.loads((state / _FILE).read_text())
             logins = {user: Login(**login) for user, login in raw["logins"].items()}
-            return cls(raw["current"], raw["causal"], logins)
+            return cls(raw["current"], raw["causal"], logins, raw.get("device_proofs", {}))
         except FileNotFoundError:
             return cls()
         except (ValueError, KeyError, TypeError):

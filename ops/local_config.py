@@ -119,7 +119,11 @@ def settings(
 
 def environment(decided: Iterable[str]) -> dict[str, str]:
     """What children inherit: nothing that overrides what the mesh has decided, no user's password."""
-    defaults = {"DUOHUO_USER_CALLS_PER_S": "10000", "DUOHUO_ADDRESS_CALLS_PER_S": "100000"}
+    defaults = {
+        "DUOHUO_USER_CALLS_PER_S": "10000",
+        "DUOHUO_ADDRESS_CALLS_PER_S": "100000",
+        "DUOHUO_ADDRESS_FAILED_LOGINS_MAX": "10000",
+    }
     hidden = {f"DUOHUO_{name.upper()}" for name in decided} | set(_PASSWORD_VARIABLES)
     # On one machine all users, and all load generators, have one address.
     return defaults | {name: value for name, value in os.environ.items() if name not in hidden}

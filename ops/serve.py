@@ -37,6 +37,7 @@ from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore
 from runtime.token_seal import TokenSeal
+from session_svc.guard import Allowances
 from session_svc.sessions import Lifetimes
 from sync_bus.jetstream import JetStreamBus, NatsAccess
 from sync_bus.log import Stamps
@@ -156,6 +157,9 @@ async def _start(
             settings.session_lifetime_s * 1000,
             settings.session_idle_s * 1000,
             settings.password_confirm_s * 1000,
+        ),
+        allowances=Allowances(
+            identifier=settings.failed_logins_max, address=settings.address_failed_logins_max
         ),
     )
     center = await wiring.build(settings.roles, site, outside, dispatcher)

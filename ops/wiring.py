@@ -20,6 +20,7 @@ from runtime.dispatcher import Dispatcher
 from runtime.errors import RpcError
 from runtime.store import Store
 from runtime.token_seal import TokenSeal
+from session_svc.guard import Allowances
 from session_svc.sessions import Lifetimes
 from sync_bus import log, node
 from sync_bus.bus import Bus
@@ -53,6 +54,8 @@ class Outside:
     """Of one caller at this gateway."""
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     """Of sessions."""
+    allowances: Allowances = field(default_factory=Allowances)
+    """Of logins that fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ async def build(
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
         sessions = session_svc.app.build(
-            site, store, bus, dispatcher, outside.lifetimes, outside.seal
+            site, store, bus, dispatcher, outside.lifetimes, outside.seal, outside.allowances
         )
         duties.append(sessions.run)
         wait_alive.append(sessions.node.wait_alive)

@@ -79,6 +79,10 @@ class CenterSettings(BaseSettings):
     """A session ends after so long, however much it is used."""
     session_idle_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 86_400
     """A session ends when it has not been used for so long."""
+    failed_logins_max: Annotated[int, Field(ge=2, le=1_000)] = 5
+    """So many failed logins of a user are free; then waits follow, but on known devices."""
+    address_failed_logins_max: Annotated[int, Field(ge=2, le=1_000_000)] = 100
+    """The same for a client address, behind which may be many users."""
     password_confirm_s: Annotated[int, Field(ge=0, le=86_400)] = 0
     """For so long after a password was set, its account's home must confirm it at each login elsewhere:
     then nobody who has just taken over an account gets in while its home is away."""

@@ -11,7 +11,17 @@ from grpc import StatusCode
 
 from duohuo.v1.routing_pb2 import ACCESS_USER
 from runtime import telemetry
-from runtime.endpoint import ACCOUNT, CAUSAL, GATEWAY, OPERATOR, SERVED_BY, SESSION, Call, Reply
+from runtime.endpoint import (
+    ACCOUNT,
+    CAUSAL,
+    CLIENT_ADDRESS,
+    GATEWAY,
+    OPERATOR,
+    SERVED_BY,
+    SESSION,
+    Call,
+    Reply,
+)
 from runtime.errors import RpcError, invalid
 from runtime.hlc import HybridClock
 from runtime.methods import Method, service_methods
@@ -31,6 +41,8 @@ class Incoming:
     """The session in which a user calls."""
     gateway: str = ""
     """The center whose gateway took the user's call."""
+    client_address: str = ""
+    """Where a user calls from who has no session yet; empty if nobody said so."""
     reply_metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -123,6 +135,7 @@ class Dispatcher:
             operator=call.metadata.get(OPERATOR, ""),
             session_id=call.metadata.get(SESSION, ""),
             gateway=call.metadata.get(GATEWAY, ""),
+            client_address=call.metadata.get(CLIENT_ADDRESS, ""),
         )
         if causal := call.metadata.get(CAUSAL):
             incoming.causal = self._observe(causal)

@@ -9,6 +9,7 @@ from runtime.dispatcher import Dispatcher
 from runtime.store import Store
 from runtime.token_seal import TokenSeal
 from session_svc import store
+from session_svc.guard import Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
 from sync_bus import audit
@@ -42,15 +43,18 @@ class _Inspection:
 
 @dataclass(frozen=True, slots=True)
 class SessionNode:
-    """Replication, and the sessions that wait for room; `run` for as long as the service lives."""
+    """Replication, the sessions that wait for room, and what is told of failed logins; `run` for as long as
+    the service lives."""
 
     node: ServiceNode
     sessions: Sessions
+    guard: Guard
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             tasks.create_task(self.sessions.run())
+            tasks.create_task(self.guard.run())
 
 
 def build(
@@ -60,15 +64,21 @@ def build(
     dispatcher: Dispatcher,
     lifetimes: Lifetimes,
     seal: TokenSeal,
+    allowances: Allowances,
 ) -> SessionNode:
     """Serves the session role from `dispatcher`; the returned node's tasks keep it moving."""
     sessions = Sessions(site.here, database, site.stamps, lifetimes)
     node = ServiceNode(
         ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database, sessions)
     )
-    service = SessionService(site, sessions, seal)
+    guard = Guard(site, seal, allowances)
+    service = SessionService(site, sessions, seal, guard)
     dispatcher.add("duohuo.v1.SessionService", service, refusal=node.refusal)
     dispatcher.add(
-        "duohuo.internal.v1.SessionPeerService", service, *node.servicers, refusal=node.refusal
+        "duohuo.internal.v1.SessionPeerService",
+        service,
+        guard,
+        *node.servicers,
+        refusal=node.refusal,
     )
-    return SessionNode(node, sessions)
+    return SessionNode(node, sessions, guard)

@@ -38,6 +38,7 @@ from runtime.ids import place_of
 from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.token_seal import TokenSeal
+from session_svc.guard import Guard, Trial
 from session_svc.sessions import Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
 from sync_bus.site import Site
@@ -52,15 +53,24 @@ _LIST_OWN = peer_method("session", "ListOwnSessions")
 class SessionService:
     """Serves SessionService, and the session part of SessionPeerService."""
 
-    def __init__(self, site: Site, sessions: Sessions, seal: TokenSeal) -> None:
+    def __init__(self, site: Site, sessions: Sessions, seal: TokenSeal, guard: Guard) -> None:
         self._seal = seal
+        self._guard = guard
         self._site = site
         self._sessions = sessions
 
     async def Login(self, request: LoginRequest, incoming: Incoming) -> Session:
         if len(request.device) > DEVICE_LENGTH_MAX:
             raise invalid("device", f"must have at most {DEVICE_LENGTH_MAX} characters")
-        account_id = await self._prove(request, incoming.timeout_s)
+        try:
+            identifier = normalise(request.identifier)
+        except InvalidIdentifier:
+            raise invalid("identifier", "is not an e-mail address or phone number") from None
+        with self._guard.trial(identifier, request.device_proof, incoming.client_address) as trial:
+            # Otherwise the same work for the same answer, by a password that fits nothing.
+            password = request.password if trial.may_be_made else self._site.ids.secret()
+            account_id = await self._prove(identifier, password, incoming.timeout_s, trial)
+            trial.succeeded = True
         stamp, now_ms = self._site.stamps.now(), self._site.stamps.steady_ms()
         token = self._seal.token(self._site.here, self._site.ids.secret())
         session = SessionRow(
@@ -74,6 +84,7 @@ class SessionService:
         await self._sessions.add(NewSession(token_hash(token), session, stamp))
         answer = self._answer(session)
         answer.token = token
+        answer.device_proof = self._guard.proof(identifier, request.device_proof)
         return answer
 
     async def GetSession(self, request: GetSessionRequest, _incoming: Incoming) -> Session:
@@ -166,18 +177,15 @@ class SessionService:
         revoked = await self._sessions.revoke_all(request.account_id, self._site.stamps.now())
         return RevokeSessionsResponse(revoked=revoked)
 
-    async def _prove(self, request: LoginRequest, timeout_s: float) -> str:
+    async def _prove(self, identifier: str, password: str, timeout_s: float, trial: Trial) -> str:
         """The account that the password opens: by the local copy, or by a second read at home, which may
         also have to confirm a password that was set lately.
 
         While home cannot be asked, a password that does not fit the local copy may still be right (it
         may have been changed at home, or the account be new), so it is not called wrong.
         """
-        try:
-            home = self._site.placement.home(slot_of(normalise(request.identifier)))
-        except InvalidIdentifier:
-            raise invalid("identifier", "is not an e-mail address or phone number") from None
-        asked = VerifyPasswordRequest(identifier=request.identifier, password=request.password)
+        home = self._site.placement.home(slot_of(identifier))
+        asked = VerifyPasswordRequest(identifier=identifier, password=password)
         timeout_s = min(timeout_s, PEER_TIMEOUT_S)
         here = self._site.mesh.local
         try:
@@ -187,6 +195,7 @@ class SessionService:
             if error.reason != "CENTER_RECOVERING" or home == self._site.here:
                 raise
             local = VerifyPasswordResponse()
+        trial.was_evaluated = True
         fits = local.outcome == PASSWORD_OUTCOME_VERIFIED
         if fits and (home == self._site.here or not self._is_recent(local)):
             return local.account_id

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from ops import verify
-from ops.simulation import checks
+from ops.simulation import checks, guesser
 from ops.simulation.faults import Nemesis
 from ops.simulation.history import History, Outcome
 from ops.simulation.loop import Incarnation, SimulatedLoop
@@ -126,6 +126,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
             elif user.cancel():
                 history.broken.append(f"CONVERGE: a user still tries: {history.operations[-1]}")
         await _settle(world, history)
+        await guesser.guess(world, workload.users, history)
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
     history.broken += checks.notified(world, workload.users, history, world.receivers)

@@ -87,6 +87,7 @@ class User:
     funded: bool = False
     token: str = ""
     session_id: str = ""
+    device_proof: str = ""
     causal: str = ""
     edits: int = 0
     maybe_passwords: list[str] = field(default_factory=list)
@@ -267,13 +268,17 @@ class Workload:
         must_work = mark is not None and self._has_copy(name, user)
         operation = self._begin("login", user, center=name, copied=must_work)
         request = LoginRequest(
-            identifier=user.identifier, password=user.password, device="workload"
+            identifier=user.identifier,
+            password=user.password,
+            device="workload",
+            device_proof=user.device_proof,
         )
         session = await self._call(
             operation, user, "SessionService/Login", request, Session, only_at=name
         )
         if session is not None:
             user.token, user.session_id = session.token, session.session_id
+            user.device_proof = session.device_proof
             return True
         if must_work and self._stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")

@@ -56,7 +56,7 @@ def test_no_canary_gets_out(mesh: RunningMesh, tmp_path: Path) -> None:
 
 
 def _lead_through_everything(mesh: RunningMesh, tmp_path: Path) -> tuple[dict[str, str], list[str]]:
-    """Returns the session tokens, and what was said to those who were refused."""
+    """Returns the tokens and proofs of devices, and what was said to those who were refused."""
     cli, refusals, tokens = mesh.cli, list[str](), dict[str, str]()
     wrong, new = {"DUOHUO_PASSWORD": WRONG_PASSWORD}, {"DUOHUO_NEW_PASSWORD": NEW_PASSWORD}
 
@@ -101,6 +101,8 @@ def _lead_through_everything(mesh: RunningMesh, tmp_path: Path) -> tuple[dict[st
     done("center", "start", "a")
     refused("login", ALICE, "--center", "a", **wrong)
     wait_until(lambda: cli.run("verify").returncode == 0, within_s=60)
+    proofs = Sessions.load(cli.state).device_proofs
+    tokens.update({f"device proof {user}": proof for user, proof in proofs.items()})
     for user in (ALICE, BOB):
         cli.json("why", user)
         done("logout", user)

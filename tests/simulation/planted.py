@@ -23,11 +23,12 @@ from gateway.routes import Target
 from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.hlc import COUNTER_BITS, HybridClock
-from runtime.identifiers import normalise
 from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.store import Unit, query
+from runtime.token_seal import TokenSeal
 from session_svc import sessions
+from session_svc.guard import Guard
 from session_svc.service import SessionService
 from sync_bus import inbox, log
 from sync_bus.anti_entropy import AntiEntropy
@@ -65,11 +66,11 @@ def login_asks_home_always(patch: Patch) -> None:
 
     original = SessionService._prove
 
-    async def prove(self: SessionService, request: Any, timeout_s: float) -> str:
-        home = self._site.placement.home(slot_of(normalise(request.identifier)))
+    async def prove(self: SessionService, identifier: str, *rest: Any) -> str:
+        home = self._site.placement.home(slot_of(identifier))
         if not self._site.mesh.reachable(home):
             raise RpcError(StatusCode.UNAVAILABLE, "HOME_CENTER_UNAVAILABLE", "home is away")
-        return await original(self, request, timeout_s)
+        return await original(self, identifier, *rest)
 
     patch.setattr(SessionService, "_prove", prove)
 
@@ -212,11 +213,11 @@ def identifier_in_an_error(patch: Patch) -> None:
     """A helpful message repeats what was typed."""
     original = SessionService._prove
 
-    async def prove(self: SessionService, request: Any, timeout_s: float) -> str:
+    async def prove(self: SessionService, identifier: str, *rest: Any) -> str:
         try:
-            return await original(self, request, timeout_s)
+            return await original(self, identifier, *rest)
         except RpcError as error:
-            error.message += f" ({request.identifier})"
+            error.message += f" ({identifier})"
             raise
 
     patch.setattr(SessionService, "_prove", prove)
@@ -365,6 +366,20 @@ def frozen_accounts_pay(patch: Patch) -> None:
     patch.setattr(controls, "cannot_pay", lambda *_: "")
 
 
+def each_center_counts_guesses_alone(patch: Patch) -> None:
+    """Nobody tells the others."""
+
+    async def tell(_guard: Guard, _peer: str, since: int) -> int:
+        return since
+
+    patch.setattr(Guard, "_tell", tell)
+
+
+def guesses_lock_everybody_out(patch: Patch) -> None:
+    """No device is known."""
+    patch.setattr(TokenSeal, "device_of", lambda *_: None)
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -403,5 +418,7 @@ PLANTED = (
     Planted("NOTIFY", "nobody known means nobody wants it", nobody_known_means_nobody_wants_it),
     Planted("NOTIFY", "told by every attempt", told_by_every_attempt),
     Planted("PRIVATE", "identifier in an error", identifier_in_an_error),
+    Planted("GUARD", "each center counts guesses alone", each_center_counts_guesses_alone),
+    Planted("GUARD", "guesses lock everybody out", guesses_lock_everybody_out),
     Planted("CLEAR", "unknown outcome called definite", unknown_outcome_called_definite),
 )

@@ -35,6 +35,7 @@ from runtime.logging import Unfailing
 from runtime.mesh import Mesh
 from runtime.store import SqliteStore, StoreFault, query
 from session_svc import store as units
+from session_svc.guard import Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import RETRY_INTERVAL_S, STORED_AT_ONCE_MAX, Lifetimes, Sessions
 from session_svc.store import NewSession, SessionRow, token_hash
@@ -315,7 +316,8 @@ async def test_users_log_in_look_and_log_out_while_the_disk_is_full(place: Place
     proved = VerifyPasswordResponse(outcome=PASSWORD_OUTCOME_VERIFIED, account_id=ALICE)
     here = site("a", "a")
     here = replace(here, mesh=Mesh("a", {"a": RecordingEndpoint(says(proved))}, here.clock))
-    service, incoming = SessionService(here, place.sessions, SEAL), Incoming(ALICE, 1.0)
+    guard, incoming = Guard(here, SEAL, Allowances()), Incoming(ALICE, 1.0)
+    service = SessionService(here, place.sessions, SEAL, guard)
     place.disk.full = True
     made = await service.Login(
         LoginRequest(identifier="alice@example.com", password="secret", device="phone"), incoming

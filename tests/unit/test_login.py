@@ -21,6 +21,7 @@ from runtime.mesh import Mesh
 from runtime.placement import slot_of
 from runtime.store import SqliteStore
 from session_svc import store as units
+from session_svc.guard import Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
 from tests.fakes import (
@@ -72,7 +73,12 @@ async def login(
         site("b", "a", "b", clock=clock), mesh=Mesh("b", {"a": at_home, "b": here}, clock)
     )
     lifetimes = Lifetimes(password_confirm_ms=confirm_ms)
-    service = SessionService(place, Sessions("b", store, place.stamps, lifetimes), SEAL)
+    service = SessionService(
+        place,
+        Sessions("b", store, place.stamps, lifetimes),
+        SEAL,
+        Guard(place, SEAL, Allowances()),
+    )
     request = LoginRequest(identifier=ALICE, password="correct horse", device="phone")
     try:
         session = await service.Login(request, Incoming("", 5.0))

@@ -22,6 +22,7 @@ from runtime.peer_clocks import ALARM_MS, PeerClocks
 from runtime.placement import slot_of
 from runtime.store import query
 from session_svc import store as sessions
+from session_svc.guard import Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
 from tests.fakes import NOON_MS, SEAL, FakeClock, account, resolves, site, temporary_store
@@ -157,7 +158,12 @@ async def test_a_center_with_a_wrong_clock_refuses_revocations_until_it_is_right
     """Stamped two hours too early, one would be acknowledged and end nothing at the other centers."""
     here = site("a", "a", "b", "c", clock=clock)
     async with temporary_store(sessions.SCHEMA, sessions.TOPICS, ["b", "c"]) as store:
-        service = SessionService(here, Sessions("a", store, here.stamps, Lifetimes()), SEAL)
+        service = SessionService(
+            here,
+            Sessions("a", store, here.stamps, Lifetimes()),
+            SEAL,
+            Guard(here, SEAL, Allowances()),
+        )
         revoke = RevokeSessionsRequest(account_id=account(1))
         hear(here.mesh.clocks, clock, b=0, c=0)
         clock.jump(-2 * HOUR_MS)

@@ -1,0 +1,52 @@
+"""GUARD: somebody guesses at a user's password at one center. After that he gets in nowhere, not even with
+the right one; the user, on a device that has logged in before, everywhere."""
+
+import asyncio
+from collections.abc import Sequence
+
+from duohuo.v1.session_service_pb2 import LoginRequest
+from ops.simulation.history import History
+from ops.simulation.stage import Stage
+from ops.simulation.workload import User
+from runtime.endpoint import CLIENT, Call
+from runtime.errors import RpcError
+from runtime.methods import method
+
+GUESSES = 20
+HEARD_WITHIN_S = 2.5
+TIMEOUT_S = 5.0
+ADDRESS = "192.0.2.66"
+_LOGIN = method("/duohuo.v1.SessionService/Login")
+
+
+async def guess(stage: Stage, users: Sequence[User], history: History) -> None:
+    """To be run while no fault is made and all copies are complete."""
+    victim = next((user for user in users if user.device_proof and not user.maybe_passwords), None)
+    if victim is None:
+        return
+    where = stage.names[victim.number % len(stage.names)]
+    wrong = [_login(stage, where, victim, f"guess {number}", "") for number in range(GUESSES)]
+    answers = set(await asyncio.gather(*wrong))
+    if answers != {"BAD_CREDENTIALS"}:
+        history.broken.append(f"GUARD: guesses at {where} were answered {sorted(answers)}")
+    await asyncio.sleep(HEARD_WITHIN_S)
+    for center in stage.names:
+        for proof, expected in (("", "BAD_CREDENTIALS"), (victim.device_proof, "OK")):
+            answer = await _login(stage, center, victim, victim.password, proof)
+            if answer != expected:
+                device = "the user's device" if proof else "a guesser"
+                history.broken.append(
+                    f"GUARD: {device} was answered {answer} at {center}, after guesses at {where}"
+                )
+
+
+async def _login(stage: Stage, center: str, victim: User, password: str, proof: str) -> str:
+    request = LoginRequest(
+        identifier=victim.identifier, password=password, device="guesser", device_proof=proof
+    )
+    call = Call(_LOGIN, request.SerializeToString(), TIMEOUT_S, {CLIENT: ADDRESS})
+    try:
+        await stage.gateway(center).unary(call)
+    except RpcError as error:
+        return error.reason
+    return "OK"
