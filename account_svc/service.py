@@ -246,9 +246,9 @@ class AccountService:
     ) -> VerifyPasswordResponse:
         identifier = rules.check_identifier(request.identifier)
         account = await self._store.read(store.find_by_identifier(identifier))
-        credential = (
-            await self._store.read(store.find_credential(account.account_id)) if account else None
-        )
+        # Looked for in any case: an unknown user must not be answered sooner.
+        account_id = account.account_id if account else ""
+        credential = await self._store.read(store.find_credential(account_id))
         fits = await self._passwords.verify(
             credential.password_hash if credential else None, request.password
         )

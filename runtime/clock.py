@@ -6,6 +6,8 @@ from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+_YEAR_1_S, _YEAR_9999_S = -62_135_596_800, 253_402_300_799
+
 
 class Clock(Protocol):
     """Two clocks: the wall's, which may jump, and one that only goes forward."""
@@ -35,8 +37,10 @@ def timestamp(time_ms: int) -> Timestamp:
 
 
 def milliseconds(stamp: Timestamp) -> int:
-    """Milliseconds since 1970 of a protobuf timestamp; 0 for one that is unset."""
-    return stamp.seconds * 1000 + stamp.nanos // 1_000_000
+    """Milliseconds since 1970 of a protobuf timestamp; 0 for one that is unset. One that is outside of the
+    years 1 to 9999, which timestamp.proto allows, is taken for the nearest."""
+    seconds = min(max(stamp.seconds, _YEAR_1_S), _YEAR_9999_S)
+    return seconds * 1000 + stamp.nanos // 1_000_000
 
 
 def iso(time_ms: int) -> str:

@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
 
+from runtime.errors import RpcError
 from runtime.methods import Method
 
 # Metadata keys. A gateway never copies a caller's own `duohuo-*` keys, but for CAUSAL, into the mesh.
@@ -64,4 +66,14 @@ async def ask(
 ) -> M:
     """Calls with messages instead of bytes."""
     call = Call(method, request.SerializeToString(), timeout_s, metadata or {})
-    return response_type.FromString((await endpoint.unary(call)).payload)
+    return answer_of((await endpoint.unary(call)).payload, response_type)
+
+
+def answer_of(payload: bytes, response_type: type[M]) -> M:
+    """Decodes an answer. Raises RpcError ANSWER_MALFORMED: what another process says stops no process."""
+    try:
+        return response_type.FromString(payload)
+    except DecodeError:
+        raise RpcError(
+            StatusCode.UNAVAILABLE, "ANSWER_MALFORMED", "the answer is no valid message", ran=True
+        ) from None

@@ -24,7 +24,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
 from duohuo.v1.operator_service_pb2 import RoadStatus
 from runtime import telemetry
 from runtime.clock import timestamp
-from runtime.endpoint import Call, ask
+from runtime.endpoint import Call, answer_of, ask
 from runtime.errors import RpcError
 from runtime.hlc import TooFarAhead
 from runtime.methods import peer_method
@@ -307,7 +307,7 @@ class Replicator:
         )
         async with aclosing(self._mesh.stream(peer, call)) as answers:  # type: ignore[type-var]
             async for payload in answers:
-                response = PullResponse.FromString(payload)
+                response = answer_of(payload, PullResponse)
                 self._heads[peer, topic] = max(self._heads.get((peer, topic), 0), response.head)
                 await self._apply(peer, response.entries, Road.FEED)
 

@@ -26,7 +26,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     SealResponse,
 )
 from runtime.dispatcher import Incoming
-from runtime.endpoint import Call
+from runtime.endpoint import Call, answer_of
 from runtime.errors import RpcError, invalid, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import peer_method
@@ -209,7 +209,7 @@ class Snapshots:
         start = CopyStart()
         async with aclosing(self._mesh.stream(holder, call)) as parts:  # type: ignore[type-var] # a generator
             async for payload in parts:
-                part = CopyResponse.FromString(payload)
+                part = answer_of(payload, CopyResponse)
                 match part.WhichOneof("part"):
                     case "start":
                         start = part.start

@@ -25,6 +25,10 @@ class Inbound:
         self._site = site
 
     def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        """Raises ValueError for a record of an account that is not at home at its source."""
+        for account_id in _written(record):
+            if account_slot(account_id) is not None and self._site.home_of(account_id) != source:
+                raise ValueError("an account of another home")
         match record.WhichOneof("body"):
             case "posting":
                 posting = record.posting
@@ -131,3 +135,15 @@ class Inbound:
                 application_id, decision_of(state, reason), reason, "", stamp
             )
         yield from applications.touch(payer, transfer_id, body_hash, self._site.here)
+
+
+def _written(record: LogRecord) -> list[str]:
+    """The accounts whose money or rights a record changes."""
+    match record.WhichOneof("body"):
+        case "posting":
+            return [leg.account_id for leg in record.posting.legs]
+        case "hold_changed":
+            return [record.hold_changed.payer_account_id]
+        case "control_changed":
+            return [record.control_changed.account_id]
+    return []

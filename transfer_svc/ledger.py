@@ -238,7 +238,8 @@ def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
         "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
         " SET balance = excluded.balance, last_number = excluded.last_number,"
         " held = excluded.held, held_number = excluded.held_number, head = excluded.head"
-        " WHERE excluded.last_number + excluded.held_number > last_number + held_number",
+        " WHERE excluded.last_number + excluded.held_number > last_number + held_number"
+        " AND center = excluded.center",
         leg.account_id,
         currency,
         leg.balance_after,

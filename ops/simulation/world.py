@@ -21,6 +21,7 @@ from duohuo.v1.operator_service_pb2 import (
     SpanRecord,
 )
 from gateway import ring
+from gateway.limits import Limits
 from ops import wiring
 from ops.simulation.bus import Broker, SimulatedBus
 from ops.simulation.clocks import EPOCH_MS, SimulatedClock
@@ -132,6 +133,7 @@ class World:
         self.centers: dict[str, Center] = {}
         self._started = 0
         self.log_entries_max = 1_000_000
+        self.limits = Limits()
         for name in names:
             random = Random(f"{name} {seed}")
             self._brokers[name] = Broker(name, self.network, random)
@@ -281,6 +283,7 @@ class World:
             Destinations(nowhere, networks_allowed=("127.0.0.0/8",)),
             TokenSeal([b"the key of all centers"]),
             email_offered=True,
+            limits=self.limits,
         )
         built = await wiring.build(ROLES, site, outside, dispatcher)
         assert built.router is not None  # noqa: S101 - the gateway is one of the roles

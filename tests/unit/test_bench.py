@@ -11,6 +11,7 @@ from duohuo.v1.operator_service_pb2 import RoadStatus
 from ops.bench.benchmark import Benchmark, Figures, Setup, Summary, percentile, summarise
 from ops.bench.calls import CALLS_MIN, Calls
 from ops.bench.catch_up import STUCK_AFTER_S, Watch
+from ops.bench.login_timing import ks_p
 from ops.bench.run import BENCHMARKS, Plan, named, run
 from ops.output import Failure
 from sync_bus.feed import fitting
@@ -18,6 +19,19 @@ from sync_bus.feed import fitting
 
 def road(cursor: int, from_feed: int = 0) -> RoadStatus:
     return RoadStatus(topic="ledger", cursor=cursor, from_feed=from_feed)
+
+
+@pytest.mark.parametrize(
+    ("other", "p"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 1.0),
+        ([value + 0.5 for value in range(1, 5)], 0.9969),
+        ([float(value) for value in range(11, 15)], 0.0114),
+    ],
+)
+def test_samples_of_one_distribution_are_told_from_others(other: list[float], p: float) -> None:
+    """Against the formula, worked out by hand: D is 0, 1/4 and 1."""
+    assert ks_p([1.0, 2.0, 3.0, 4.0], other) == pytest.approx(p, abs=1e-3)
 
 
 def test_a_figure_over_several_runs_is_its_median_and_its_spread() -> None:
@@ -100,7 +114,7 @@ def test_cases_are_run_in_turn_and_what_was_measured_survives_a_failure(tmp_path
     assert '"median": 2.0' in kept.read_text()
 
 
-@pytest.mark.parametrize("wanted", [(), ("catch-up", "queue")])
+@pytest.mark.parametrize("wanted", [(), ("catch-up", "login-timing", "queue")])
 def test_all_benchmarks_are_run_unless_some_are_named(wanted: Sequence[str]) -> None:
     assert named(wanted) == list(BENCHMARKS.values())
     with pytest.raises(KeyError):
