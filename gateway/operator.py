@@ -1,8 +1,7 @@
 """The operators' port: deposits, status, facts for `verify`, and what `why` tells."""
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -64,7 +63,7 @@ from duohuo.v1.operator_service_pb2 import (
 )
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
-from runtime.endpoint import AUTHORIZATION, OPERATOR, Call, Endpoint, Reply, ask
+from runtime.endpoint import OPERATOR, Endpoint, ask
 from runtime.errors import RpcError, invalid
 from runtime.ids import place_of
 from runtime.mesh import Mesh
@@ -77,7 +76,6 @@ ROLE_TIMEOUT_S = 5.0
 FACTS_TIMEOUT_S = 240.0
 """All rows are read, 10 s for a million entries; a busy machine may take longer."""
 RETRY_TIMEOUT_S = 30.0
-WHO = "operator"
 """All operators share one token, and so one name."""
 M = TypeVar("M", bound=Message)
 _Change = FreezeAccountRequest | UnfreezeAccountRequest | CloseAccountRequest | SetLimitsRequest
@@ -363,28 +361,3 @@ def _require_found(actions: Sequence[ParkedAction], silent: Sequence[str]) -> No
         "this center has no such parked entry",
         advice="See `duohuo parked list`.",
     )
-
-
-class OperatorGate:
-    """Lets calls through that carry the operators' bearer token, and says in whose name they act."""
-
-    def __init__(self, endpoint: Endpoint, token: str) -> None:
-        self._endpoint = endpoint
-        self._expected = f"Bearer {token}".encode()
-
-    async def unary(self, call: Call) -> Reply:
-        return await self._endpoint.unary(self._checked(call))
-
-    def stream(self, call: Call) -> AsyncIterator[bytes]:
-        return self._endpoint.stream(self._checked(call))
-
-    def _checked(self, call: Call) -> Call:
-        given = call.metadata.get(AUTHORIZATION, "").encode()
-        if not hmac.compare_digest(given, self._expected):
-            raise RpcError(
-                StatusCode.UNAUTHENTICATED,
-                "OPERATOR_TOKEN_INVALID",
-                "this port is for operators and needs their token",
-            )
-        metadata = {**call.metadata, OPERATOR: WHO}
-        return Call(call.method, call.request, call.timeout_s, metadata)

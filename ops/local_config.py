@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ops import mesh_file, nats_config
 from ops.ports import HOST, ROLES, PortPlan, address
+from runtime.operators import Operator, token_hash
 
-_PASSWORD_VARIABLES = ("DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD")
+_PASSWORD_VARIABLES = ("DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD", "DUOHUO_OPERATOR_TOKEN")
 
 
 class StartError(Exception):
@@ -113,7 +114,7 @@ def settings(
         "nats_url": f"nats://{address(own.nats)}",
         "nats_password_file": str(state_dir / mesh_file.NATS_PASSWORD_NAME),
         "token_key_file": str(state_dir / mesh_file.TOKEN_KEY_NAME),
-        "operator_token_file": str(state_dir / mesh_file.OPERATOR_TOKEN_NAME),
+        "operators_file": str(state_dir / mesh_file.OPERATORS_NAME),
     }
 
 
@@ -155,6 +156,10 @@ def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
     names = (mesh_file.NATS_PASSWORD_NAME, mesh_file.TOKEN_KEY_NAME, mesh_file.OPERATOR_TOKEN_NAME)
     for name in names:
         _secret(state_dir / name)
+    operators = state_dir / mesh_file.OPERATORS_NAME
+    if not operators.exists():
+        hashed = token_hash(_secret(state_dir / mesh_file.OPERATOR_TOKEN_NAME))
+        mesh_file.write_private(operators, Operator("operator", "operator", hashed).line() + "\n")
     for name in ports.centers:
         write_config(state_dir, ports, name, split=split)
 

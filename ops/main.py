@@ -14,6 +14,7 @@ from ops import (
     hold_commands,
     money_commands,
     notification_commands,
+    operator_commands,
     parked_commands,
     statement_commands,
 )
@@ -34,6 +35,7 @@ control_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
 notification_commands.add_to(app)
+operator_commands.add_to(app)
 bench_commands.add_to(app)
 
 

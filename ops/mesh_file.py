@@ -18,6 +18,8 @@ FILE_NAME = "mesh.json"
 LOCK_NAME = "mesh.lock"
 NATS_PASSWORD_NAME = "nats-password"  # noqa: S105 - a file's name
 TOKEN_KEY_NAME = "token-key"  # noqa: S105 - a file's name
+OPERATOR_TOKEN_VARIABLE = "DUOHUO_OPERATOR_TOKEN"  # noqa: S105 - a variable's name
+OPERATORS_NAME = "operators"
 OPERATOR_TOKEN_NAME = "operator-token"  # noqa: S105 - a file's name
 
 
@@ -101,7 +103,9 @@ def read(state_dir: Path) -> MeshView:
 
 
 def operator_token(state_dir: Path) -> str:
-    """The bearer token of this mesh's operators. Raises NoMesh."""
+    """The bearer token to operate this mesh with: one's own, or that of its owner. Raises NoMesh."""
+    if own := os.environ.get(OPERATOR_TOKEN_VARIABLE):
+        return own
     path = state_dir / OPERATOR_TOKEN_NAME
     try:
         return path.read_text("utf-8").strip()

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from random import SystemRandom
@@ -19,7 +19,7 @@ from google.protobuf.descriptor import FileDescriptor
 from account_svc.passwords import Argon2Passwords
 from gateway import ring
 from gateway.limits import Limits
-from gateway.operator import OperatorGate
+from gateway.operator_gate import OperatorGate
 from ops import wiring
 from runtime import logging, telemetry
 from runtime.center import LocalCenter
@@ -34,6 +34,7 @@ from runtime.hlc import HybridClock
 from runtime.ids import RandomIds
 from runtime.mesh import Mesh
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
+from runtime.operators import parse
 from runtime.span_store import SpanStore
 from runtime.store import SqliteStore
 from runtime.token_seal import TokenSeal
@@ -181,7 +182,7 @@ async def _start(
         closing.push_async_callback(server.stop, 0.0)
 
     if center.router is not None:
-        operators = OperatorGate(dispatcher, _secret(settings.operator_token_file))
+        operators = OperatorGate(dispatcher, _operators(settings.operators_file), clock)
         users = FROM_USERS._replace(reflection=settings.reflection)
         await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users)
         await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS)
@@ -216,6 +217,16 @@ def _token_seal(settings: CenterSettings) -> TokenSeal:
         return TokenSeal([line.encode() for line in _secret(path).split()])
     except ValueError as error:
         raise StartError(f"{error}; see {path}") from error
+
+
+def _operators(path: Path | None) -> Callable[[], str]:
+    """Reads the file of this center's operators. Raises StartError unless it is in order now."""
+    assert path is not None  # noqa: S101 - checked by CenterSettings
+    try:
+        parse(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot read the operators in {path}: {error}") from error
+    return path.read_text
 
 
 def _secret(path: Path | None) -> str:

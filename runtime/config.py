@@ -19,7 +19,11 @@ from pydantic_settings import (
 Role = Literal["gateway", "account", "session", "transfer"]
 ROLES: tuple[Role, ...] = ("gateway", "account", "session", "transfer")
 CenterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}$")]
-_NOT_OURS = {"DUOHUO_PASSWORD", "DUOHUO_NEW_PASSWORD"}  # the command line's
+_NOT_OURS = {
+    "DUOHUO_PASSWORD",
+    "DUOHUO_NEW_PASSWORD",
+    "DUOHUO_OPERATOR_TOKEN",
+}  # the command line's
 Address = Annotated[str, StringConstraints(pattern=r"^.+:\d{1,5}$")]
 
 
@@ -55,8 +59,8 @@ class CenterSettings(BaseSettings):
     token_key_file: Path
     """Holds a key, the same in all centers, by which they tell session tokens from made-up ones. To
     exchange it: put the new one on a second line everywhere, then first, then take the old one away."""
-    operator_token_file: Path | None = None
-    """Holds the bearer token of this center's operators (gateway role)."""
+    operators_file: Path | None = None
+    """Says who this center's operators are (gateway role); see `duohuo operator`."""
     lone_start: bool = False
     """May an empty store begin although not all other centers have said what they have of it? For the
     first start of the first center; should they have more than it knows of, it diverges from them."""
@@ -115,8 +119,8 @@ class CenterSettings(BaseSettings):
         unknown_roles = set(ROLES) - {"gateway"} - set(self.roles) - set(self.role_addresses)
         if unknown_roles:
             raise ValueError(f"role_addresses lacks {', '.join(sorted(unknown_roles))}")
-        if "gateway" in self.roles and self.operator_token_file is None:
-            raise ValueError("operator_token_file is needed by the gateway role")
+        if "gateway" in self.roles and self.operators_file is None:
+            raise ValueError("operators_file is needed by the gateway role")
         if self.smtp_host is not None and self.smtp_from is None:
             raise ValueError("smtp_host needs smtp_from")
         if (self.smtp_user is None) is not (self.smtp_password_file is None):

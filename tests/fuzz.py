@@ -102,7 +102,9 @@ class Episode:
         """Users with money and sessions, and an application to look at."""
         for name in self.world.names:
             self.world.start(name)
-        await asyncio.sleep(1)
+        names = self.world.names
+        while any(self.world.undisturbed(name) is None for name in names):  # noqa: ASYNC110 - as users do
+            await asyncio.sleep(0.1)
         gateway = self.world.gateway("a")
         for number, identifier in enumerate(self.words["identifier"]):
             register = RegisterRequest(

@@ -27,6 +27,7 @@ from ops.local_config import StartError
 from ops.mesh_file import MeshView, NoMesh
 from ops.ports import plan
 from ops.supervisor import Supervisor
+from runtime import operators
 from runtime.config import load
 from sync_bus.bus import BusFault
 from sync_bus.jetstream import JetStreamBus, NatsAccess
@@ -291,9 +292,10 @@ class TestUp:
             "a": f"127.0.0.1:{meshes.port_base + 220}",
             "c": f"127.0.0.1:{meshes.port_base + 222}",
         }
-        assert settings.operator_token_file is not None
-        token = settings.operator_token_file.read_text().strip()
-        assert token == mesh_file.operator_token(meshes.state_dir)
+        assert settings.operators_file is not None
+        (operator,) = operators.parse(settings.operators_file.read_text())
+        token = mesh_file.operator_token(meshes.state_dir)
+        assert operator.hashed == operators.token_hash(token)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     async def test_the_environment_cannot_override_the_mesh_or_leak_a_password(

@@ -16,7 +16,7 @@ GOOD: dict[str, Any] = {
     "peer_addresses": {"b": "127.0.0.1:7202"},
     "nats_password_file": "/nowhere/nats-password",
     "token_key_file": "/nowhere/token-key",
-    "operator_token_file": "/nowhere/operator-token",
+    "operators_file": "/nowhere/operators",
 }
 
 
@@ -45,7 +45,7 @@ def test_good_settings_serve_all_roles() -> None:
         ({"roles": []}, "roles", "at least 1"),
         ({"roles": ["kitchen"]}, "roles.0", "'gateway', 'account', 'session' or 'transfer'"),
         ({"roles": ["gateway"]}, "", "role_addresses lacks account, session, transfer"),
-        ({"operator_token_file": None}, "", "operator_token_file is needed"),
+        ({"operators_file": None}, "", "operators_file is needed"),
         ({"nats_url": "http://127.0.0.1:4222"}, "nats_url", "pattern"),
         ({"log_level": "loud"}, "log_level", "'debug', 'info', 'warning' or 'error'"),
         ({"public_listen": "7100"}, "public_listen", "pattern"),
@@ -84,7 +84,7 @@ def test_every_bad_setting_is_named_at_once() -> None:
 
 def test_a_center_without_the_gateway_needs_no_operators_token() -> None:
     others = {"gateway": "h:1", "session": "h:2", "transfer": "h:3"}
-    roles = {"roles": ["account"], "role_addresses": others, "operator_token_file": None}
+    roles = {"roles": ["account"], "role_addresses": others, "operators_file": None}
     assert load(None, **{**GOOD, **roles}).roles == ["account"]
 
 

@@ -187,7 +187,7 @@ def test_secrets_are_named_and_explained_but_not_included(center: str) -> None:
             if "secret" in volumes.get(mount["name"], {})
         }
         read = settings(center, role)
-        named = (read.nats_password_file, read.token_key_file, read.operator_token_file)
+        named = (read.nats_password_file, read.token_key_file, read.operators_file)
         files = [path for path in named if path]
         assert {path.parent for path in files} == mounted.keys()
         used |= {(mounted[path.parent], path.name) for path in files}

@@ -9,6 +9,7 @@ from duohuo.v1.routing_pb2 import (
     ACCESS_PUBLIC,
     ACCESS_UNSPECIFIED,
     ACCESS_USER,
+    ACCESS_VIEWER,
     POLICY_HOME,
     POLICY_HOME_FIRST,
     POLICY_LOCAL,
@@ -179,8 +180,14 @@ def test_what_is_watched_streams(name: str) -> None:
     assert sum(one.streams for one in PUBLIC.values()) == 2
 
 
+OPERATOR_NAMES = {one.name for one in OPERATOR.values()}
+
+
 def test_operators_and_peers_have_rpcs_of_their_own() -> None:
-    assert {one.access for one in OPERATOR.values()} == {ACCESS_OPERATOR}
+    looks = {one.name for one in OPERATOR.values() if one.access == ACCESS_VIEWER}
+    assert looks == {name for name in OPERATOR_NAMES if name.startswith(("Get", "List", "Find"))}
+    acts = {one.name for one in OPERATOR.values() if one.access == ACCESS_OPERATOR}
+    assert looks | acts == OPERATOR_NAMES
     assert {one.access for one in PEER.values()} == {ACCESS_PEER}
     assert {one.policy for one in [*OPERATOR.values(), *PEER.values()]} == {POLICY_LOCAL}
 

@@ -22,7 +22,6 @@ from duohuo.v1.operator_service_pb2 import (
     ACCOUNT_STATUS_OPEN,
     AccountControl,
     AccountControlChange,
-    CenterStatus,
     CloseAccountRequest,
     DepositRequest,
     DepositResponse,
@@ -47,16 +46,13 @@ from duohuo.v1.operator_service_pb2 import (
     UnfreezeAccountRequest,
     Violation,
 )
-from gateway.operator import OperatorGate, OperatorServicer
+from gateway.operator import OperatorServicer
 from runtime.dispatcher import Incoming
-from runtime.endpoint import AUTHORIZATION, OPERATOR, Call, Reply
+from runtime.endpoint import OPERATOR, Call, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
-from runtime.methods import method
 from tests.fakes import FakeClock, RecordingEndpoint, account, fails, placement, says
 
-GET_STATUS = method("/duohuo.v1.OperatorService/GetStatus")
-OPERATOR_TOKEN = "operator-token"
 INCOMING = Incoming("", 5.0, operator="ann")
 BOB = account(1)
 """At home at b."""
@@ -65,45 +61,6 @@ BOB = account(1)
 class NoSpans:
     def find(self, wanted: str) -> list[SpanRecord]:
         return [SpanRecord(trace_id=wanted)]
-
-
-@pytest.mark.parametrize(
-    ("authorization", "opens"),
-    [
-        (f"Bearer {OPERATOR_TOKEN}", True),
-        (None, False),
-        ("", False),
-        (OPERATOR_TOKEN, False),
-        ("Bearer ", False),
-        (f"Bearer {OPERATOR_TOKEN} ", False),
-        (f"Bearer {OPERATOR_TOKEN.upper()}", False),
-        (f"Bearer {OPERATOR_TOKEN[:-1]}", False),
-        ("Bearer öperator-token", False),
-    ],
-    ids=repr,
-)
-async def test_only_the_operators_token_opens_the_gate(
-    authorization: str | None, opens: bool
-) -> None:
-    behind = RecordingEndpoint(says(CenterStatus()))
-    gate = OperatorGate(behind, OPERATOR_TOKEN)
-    metadata = {} if authorization is None else {AUTHORIZATION: authorization}
-    call = Call(GET_STATUS, b"", 1.0, metadata)
-    if opens:
-        await gate.unary(call)
-        assert [message async for message in gate.stream(call)] == [b""]
-        assert len(behind.calls) == 2
-        return
-    for attempt in (gate.unary(call), collect(gate, call)):
-        with pytest.raises(RpcError) as refused:
-            await attempt
-        assert refused.value.code is StatusCode.UNAUTHENTICATED
-        assert refused.value.reason == "OPERATOR_TOKEN_INVALID"
-    assert behind.calls == []
-
-
-async def collect(gate: OperatorGate, call: Call) -> list[bytes]:
-    return [message async for message in gate.stream(call)]
 
 
 def operator(here: RecordingEndpoint, home: RecordingEndpoint) -> OperatorServicer:
