@@ -3,6 +3,7 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import NamedTuple
 
 from grpc import StatusCode
@@ -49,6 +50,7 @@ class Limiter:
         self._limits = limits
         self._clock = clock
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._early: OrderedDict[bytes, int] = OrderedDict()
         self._streams: Counter[str] = Counter()
 
     def count_address(self, address: str) -> None:
@@ -57,9 +59,23 @@ class Limiter:
         if address:
             self._count(f"address {address}", self._limits.address_calls_per_s, "this address")
 
-    def count_user(self, account_id: str) -> None:
-        """One more call by a user. Raises RpcError RATE_LIMITED."""
-        self._count(account_id, self._limits.user_calls_per_s, "you")
+    def count_user(self, account_id: str, token: str) -> None:
+        """One more call by a user, in the session of this token. Raises RpcError RATE_LIMITED."""
+        try:
+            self._count(account_id, self._limits.user_calls_per_s, "you")
+        except RpcError as error:
+            until_ms = self._clock.monotonic_ms() + (error.retry_after_ms or 0)
+            self._early[_key(token)] = until_ms
+            if len(self._early) > CALLERS_MAX:
+                self._early.popitem(last=False)
+            raise
+
+    def check(self, token: str) -> None:
+        """Refuses again, without looking at the session, who has just been refused for coming too early:
+        a refusal must cost less than an answer. Raises RpcError RATE_LIMITED."""
+        early_ms = self._early.get(_key(token), 0) - self._clock.monotonic_ms()
+        if early_ms > 0:
+            raise _limited("you", self._limits.user_calls_per_s, early_ms)
 
     @contextmanager
     def stream(self, caller: str) -> Iterator[None]:
@@ -87,9 +103,17 @@ class Limiter:
         if len(self._buckets) > CALLERS_MAX:
             self._buckets.popitem(last=False)
         if early_ms:
-            raise RpcError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                "RATE_LIMITED",
-                f"too many calls: {whose} may make {per_s} a second at this center",
-                retry_after_ms=early_ms,
-            )
+            raise _limited(whose, per_s, early_ms)
+
+
+def _limited(whose: str, per_s: int, early_ms: int) -> RpcError:
+    return RpcError(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+        f"too many calls: {whose} may make {per_s} a second at this center",
+        retry_after_ms=early_ms,
+    )
+
+
+def _key(token: str) -> bytes:
+    return sha256(token.encode()).digest()

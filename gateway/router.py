@@ -18,6 +18,7 @@ from runtime import telemetry
 from runtime.clock import Clock
 from runtime.endpoint import (
     ACCOUNT,
+    AUTHORIZATION,
     CAUSAL,
     CLIENT,
     CLIENT_ADDRESS,
@@ -171,8 +172,10 @@ class Router:
         if causal := call.metadata.get(CAUSAL):
             metadata[CAUSAL] = causal
         if call.method.access == ACCESS_USER:
+            token = call.metadata.get(AUTHORIZATION, "")
+            self._limiter.check(token)
             metadata[ACCOUNT], metadata[SESSION] = await self._authenticator.caller_of(call, self)
-            self._limiter.count_user(metadata[ACCOUNT])
+            self._limiter.count_user(metadata[ACCOUNT], token)
         elif address := call.metadata.get(CLIENT):
             metadata[CLIENT_ADDRESS] = address
         return metadata

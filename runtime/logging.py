@@ -45,8 +45,13 @@ def start(settings: CenterSettings) -> None:
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[libraries])
-    # It tells of every strange header of any client.
+    # They tell of every strange header of any client; gRPC with its value, which may be a token.
     logging.getLogger("opentelemetry.trace.propagation").setLevel(logging.ERROR)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header)
+
+
+def _is_no_header(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 class Unfailing:

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from ops import control, mesh_file
 from ops.child import Child
@@ -17,11 +18,17 @@ POLL_INTERVAL_S = 0.05
 
 
 @asynccontextmanager
-async def running_mesh(state: Path, centers: Sequence[str], port_base: int) -> AsyncIterator[None]:
-    """Runs a mesh on a state directory, from when all of it is ready. Raises Failure."""
+async def running_mesh(
+    state: Path,
+    centers: Sequence[str],
+    port_base: int,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[None]:
+    """Runs a mesh on a state directory, from when all of it is ready. `settings` are environment
+    variables. Raises Failure."""
     arguments = ("--centers", ",".join(centers), "--port-base", str(port_base))
     command = (sys.executable, "-P", "-m", "ops.main", "--state", str(state), "up", *arguments)
-    up = Child("duohuo up", command, environment(()), state / "up.log")
+    up = Child("duohuo up", command, {**environment(()), **settings}, state / "up.log")
     try:
         await up.start()
         await _wait_ready(up, state, centers)

@@ -14,12 +14,13 @@ from typing import Any
 from ops import mesh_file
 from ops.bench.benchmark import Benchmark, Figures, Setup, summarise
 from ops.bench.catch_up import CATCH_UP
+from ops.bench.flood import FLOOD
 from ops.bench.login_timing import LOGIN_TIMING
 from ops.bench.queue import QUEUE
 from ops.output import table
 from runtime.clock import SystemClock, iso
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (CATCH_UP, LOGIN_TIMING, QUEUE)}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (CATCH_UP, FLOOD, LOGIN_TIMING, QUEUE)}
 
 
 @dataclass(slots=True)

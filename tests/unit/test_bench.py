@@ -114,7 +114,7 @@ def test_cases_are_run_in_turn_and_what_was_measured_survives_a_failure(tmp_path
     assert '"median": 2.0' in kept.read_text()
 
 
-@pytest.mark.parametrize("wanted", [(), ("catch-up", "login-timing", "queue")])
+@pytest.mark.parametrize("wanted", [(), ("catch-up", "flood", "login-timing", "queue")])
 def test_all_benchmarks_are_run_unless_some_are_named(wanted: Sequence[str]) -> None:
     assert named(wanted) == list(BENCHMARKS.values())
     with pytest.raises(KeyError):

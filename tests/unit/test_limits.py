@@ -26,7 +26,7 @@ def flood(limiter: Limiter, user: str, calls: int) -> list[RpcError]:
     refused = []
     for _ in range(calls):
         try:
-            limiter.count_user(user)
+            limiter.count_user(user, f"token of {user}")
         except RpcError as error:
             refused.append(error)
     return refused
@@ -60,6 +60,19 @@ def test_a_flood_is_refused_with_a_time_to_come_back(limiter: Limiter, clock: Fa
     assert ALICE not in str(first)
     clock.advance(100)
     assert len(flood(limiter, ALICE, 2)) == 1
+
+
+def test_who_has_just_been_refused_is_refused_by_the_token_alone(
+    limiter: Limiter, clock: FakeClock
+) -> None:
+    limiter.check("token of alice")
+    (first, *_) = flood(limiter, "alice", 30)
+    with pytest.raises(RpcError) as refused:
+        limiter.check("token of alice")
+    assert refused.value.to_status() == first.to_status()
+    limiter.check("token of bob")
+    clock.advance(first.retry_after_ms or 0)
+    limiter.check("token of alice")
 
 
 def test_others_do_not_notice(limiter: Limiter) -> None:

@@ -395,6 +395,9 @@ async def test_a_user_who_calls_too_often_is_told_when_to_come_back() -> None:
     refused = await world.refusal(call)
     assert (refused.reason, refused.retry_after_ms) == ("RATE_LIMITED", 100)
     assert len(world.centers["b"].calls) == asked
+    seen = len(world.centers["a"].calls)
+    assert (await world.refusal(call)).reason == "RATE_LIMITED"
+    assert len(world.centers["a"].calls) == seen, "a refusal must not look at the session again"
     world.clock.advance(100)
     await world.router.unary(call)
 
