@@ -33,7 +33,7 @@ check: install ## format, lint, types, import layers and protos, without the tes
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/buf lint protos
+	$(BIN)/buf lint protos/image.binpb --config protos/buf.yaml
 
 test: check ## everything that must be true, from lint to killed centers
 	$(BIN)/python -m pytest -n auto tests/unit tests/contract tests/simulation
@@ -49,4 +49,5 @@ lock: ## write requirements.txt anew from pyproject.toml (needs uv)
 
 clean: ## forget the set-up and the generated stubs, but keep the mesh's data
 	rm -rf .venv build dist
-	find duohuo -name '*_pb2*' -delete
+	find duohuo buf -name '*_pb2*' -delete
+	rm -f protos/image.binpb
