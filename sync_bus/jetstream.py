@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import nats
 import nats.errors
 import nats.js.errors
+import structlog
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -42,6 +43,8 @@ from nats.js.api import (
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime import telemetry
 from sync_bus.bus import BusFault, Delivery
+
+_logger = structlog.get_logger()
 
 FETCH_ENTRIES_MAX = 500
 FETCH_TIMEOUT_S = 1.0
@@ -80,8 +83,10 @@ class NatsAccess:
             await client.close()
 
     async def _connect(self, user: str) -> Client:
-        async def ignore(_error: Exception) -> None:
-            """Faults show as time-outs of what was asked; without this nats-py prints tracebacks."""
+        async def tell(error: Exception) -> None:
+            """Faults show as time-outs of what was asked; but what is not allowed shows nowhere else."""
+            if "permissions violation" in str(error).lower():
+                _logger.error("NATS does not allow this", user=user, error=str(error))
 
         host, _, port = self.url.removeprefix("nats://").partition(":")
         try:
@@ -93,7 +98,7 @@ class NatsAccess:
                 user=user,
                 password=self.password,
                 name=f"duohuo {self.center} {user}",
-                error_cb=ignore,
+                error_cb=tell,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,
                 ping_interval=2,

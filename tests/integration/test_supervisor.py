@@ -19,6 +19,7 @@ from typing import Any
 
 import nats.errors
 import pytest
+from structlog.testing import capture_logs
 
 from duohuo.internal.v1.log_pb2 import LogEntry
 from ops import mesh_file, supervisor
@@ -755,6 +756,23 @@ class TestLinks:
             with pytest.raises((nats.errors.Error, TimeoutError)):
                 await own.publish("ev.b.account.accounts", b"forged", timeout=0.5)
             assert (await own.stream_info("OUT_a")).state.messages == 0
+        finally:
+            await access.close()
+
+    async def test_services_hear_only_what_is_theirs_and_it_is_logged(self, meshes: Meshes) -> None:
+        await meshes.make().start()
+        password = (meshes.state_dir / "nats-password").read_text().strip()
+        access = NatsAccess("a", meshes.read().centers["a"].nats, password)
+        try:
+            own = await access.jetstream("ev")
+            client = access.clients["ev"]
+            with capture_logs() as logged:
+                await client.subscribe(">")
+                while not logged:
+                    await client.flush()
+            assert logged[0]["event"] == "NATS does not allow this"
+            with pytest.raises((nats.errors.Error, TimeoutError)):
+                await own.publish("ev.a.account.accounts", b"", headers={"Nats-Rollup": "all"})
         finally:
             await access.close()
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from buf.validate import validate_pb2
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import ACCOUNT, Call
 from runtime.errors import RpcError
