@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -21,6 +23,7 @@ TIMEOUT_S_MAX = 60.0
 _DETAILS = "grpc-status-details-bin"
 
 CALLS_MAX = 5_000
+IPV6_CLIENT_BITS = 64
 
 
 class Accepts(NamedTuple):
@@ -171,13 +174,21 @@ def _call(method: Method, request: bytes, context: Any) -> Call:
     remaining = context.time_remaining()
     timeout_s = TIMEOUT_S_DEFAULT if remaining is None else min(remaining, TIMEOUT_S_MAX)
     metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    metadata[CLIENT] = _address(context.peer())
+    metadata[CLIENT] = client_network(context.peer())
     return Call(method, request, timeout_s, metadata)
 
 
-def _address(peer: str) -> str:
-    """A client's address without its port: `ipv4:192.0.2.1:40000` is 192.0.2.1."""
-    return peer.partition(":")[2].rpartition(":")[0]
+def client_network(peer: str) -> str:
+    """Whose calls count together: an IPv4 address, or an IPv6 network of 64 bits, as one client may have
+    all addresses of that (RFC 6177). `ipv4:192.0.2.1:40000` is 192.0.2.1."""
+    address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or IPv6Network((int(parsed), IPV6_CLIENT_BITS), strict=False))
 
 
 async def _abort(context: Any, error: RpcError) -> None:
