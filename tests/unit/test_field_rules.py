@@ -9,6 +9,12 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc import StatusCode
 
+from duohuo.v1.operator_service_pb2 import (
+    EntryName,
+    FreezeAccountRequest,
+    RetryParkedRequest,
+)
+from duohuo.v1.transfer_service_pb2 import ListEntriesRequest
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import ACCOUNT, Call
 from runtime.errors import RpcError
@@ -84,3 +90,24 @@ async def test_text_that_is_too_long_is_refused_before_anything_is_done(
     assert (error.code, error.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert error.field_name == path
     assert "kanarie" not in str(error.to_status())
+
+
+@pytest.mark.parametrize(
+    ("called", "request_", "path"),
+    [
+        ("TransferService/ListEntries", ListEntriesRequest(page_size=1001), "page_size"),
+        ("OperatorService/FreezeAccount", FreezeAccountRequest(version=-1), "version"),
+        (
+            "OperatorService/RetryParked",
+            RetryParkedRequest(name=EntryName(seq=-1)),
+            "name.seq",
+        ),
+    ],
+)
+async def test_numbers_have_their_range(called: str, request_: Message, path: str) -> None:
+    declared = next(one for one in METHODS if one.path.endswith(called))
+    dispatcher = Dispatcher("a", HybridClock(FakeClock()))
+    dispatcher.add(declared.service, Everything())
+    with pytest.raises(RpcError) as refused:
+        await dispatcher.unary(Call(declared, request_.SerializeToString(), 1.0))
+    assert (refused.value.reason, refused.value.field_name) == ("INVALID_FIELD", path)

@@ -1,16 +1,27 @@
 """Inputs that nobody has thought of are answered all the same; what was found with them stays mended."""
 
+from dataclasses import dataclass
+from random import Random
+
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from duohuo.internal.v1 import log_pb2
-from duohuo.internal.v1.log_pb2 import ControlChanged, HoldChanged, Leg, LogRecord, Posting
+from duohuo.internal.v1.log_pb2 import (
+    ControlChanged,
+    HoldChanged,
+    Leg,
+    LogEntry,
+    LogRecord,
+    Posting,
+)
 from duohuo.v1.account_service_pb2 import Account, GetAccountRequest
 from runtime.clock import milliseconds
 from runtime.endpoint import Reply, ask
 from runtime.errors import RpcError
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, method
+from sync_bus.jetstream import _delivery
 from tests.fakes import RecordingEndpoint, account, site, stamp
 from tests.fuzz import run_episode
 from transfer_svc.inbound import Inbound
@@ -70,3 +81,26 @@ async def test_an_answer_that_is_no_message_is_a_fault_of_its_sender() -> None:
     with pytest.raises(RpcError) as refused:
         await ask(endpoint, GET_ACCOUNT, GetAccountRequest(), Account, 1.0)
     assert (refused.value.reason, refused.value.ran) == ("ANSWER_MALFORMED", True)
+
+
+@dataclass
+class Message:
+    """Of JetStream, as far as it is read."""
+
+    data: bytes
+
+
+def test_what_jetstream_brings_may_be_anything() -> None:
+    """What is no entry is left out: it shows as a gap, which the feed fills."""
+    random = Random(1)  # noqa: S311 - inputs may be guessed
+    entry = LogEntry(topic="ledger", seq=7, record=b"record", generation=1)
+    for _ in range(2_000):
+        damaged = bytearray(entry.SerializeToString())
+        damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
+        payloads = [
+            bytes(damaged),
+            random.randbytes(random.randrange(40)),
+            entry.SerializeToString(),
+        ]
+        delivery = _delivery([Message(one) for one in payloads])  # type: ignore[misc] # as far as it is read
+        assert delivery.entries[-1] == entry
