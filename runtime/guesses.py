@@ -1,16 +1,17 @@
 """How often somebody may be wrong: attempts to guess a password, counted where they are made and shared.
 
 A lock-out grows with each failure and heals by time alone. An attempt counts from its beginning, so that
-many at once are no more than the same number one after the other. Each center counts its own failures;
-what others count arrives by `merge`: a grow-only counter (Shapiro et al. 2011, "A comprehensive study of
-Convergent and Commutative Replicated Data Types", 3.1.1), until its key has been quiet for long enough to
-be forgotten.
+many at once are no more than the same number one after the other. Each process counts its own failures
+from its start; what others count arrives by `merge`: a grow-only counter (Shapiro et al. 2011, "A
+comprehensive study of Convergent and Commutative Replicated Data Types", 3.1.1), until its key has been
+quiet for long enough to be forgotten.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from runtime.clock import Clock
@@ -19,6 +20,8 @@ HEAL_MS = 3_600_000
 """A key is forgotten when it has been quiet for so long."""
 KEYS_MAX = 50_000
 """Of more, those that have been quiet longest are forgotten."""
+COUNTERS_MAX = 64
+"""So many processes' counts are kept of one key; what more of them tell is not."""
 
 
 class Policy(NamedTuple):
@@ -38,10 +41,11 @@ def wait_ms(failures: int, policy: Policy) -> int:
 
 
 class Failures(NamedTuple):
-    """What one center has counted of one key, as it is told to the others."""
+    """What has been counted of one key, as it is told to others."""
 
     key: bytes
-    total: int
+    counts: dict[str, int]
+    """By the process that counted."""
     age_ms: int
     """Since the last one."""
 
@@ -49,7 +53,7 @@ class Failures(NamedTuple):
 @dataclass(slots=True)
 class _Key:
     counts: dict[str, int] = field(default_factory=dict)
-    """By center."""
+    """By the process that counted."""
     last_ms: int = 0
     """When the last failure was, by this center's monotonic clock."""
     pending: int = 0
@@ -65,14 +69,14 @@ class Attempt:
 
 
 class Guesses:
-    """The counts of one process. `here` is the center's name."""
+    """What one process knows. `process` is its name, never used before: it begins to count from nothing."""
 
-    def __init__(self, here: str, clock: Clock) -> None:
-        self._here = here
+    def __init__(self, process: str, clock: Clock) -> None:
+        self._process = process
         self._clock = clock
         self._keys: OrderedDict[bytes, _Key] = OrderedDict()
         self._changes: OrderedDict[bytes, int] = OrderedDict()
-        self._change = 0
+        self._change = 1
 
     def begin(self, kind: str, name: str, policy: Policy) -> Attempt:
         """An attempt on `name`, which is kept as a hash. Say how it ended if it may be made."""
@@ -93,7 +97,7 @@ class Guesses:
         key = self._key(attempt.key, now_ms)
         key.pending = max(0, key.pending - 1)
         if failed:
-            key.counts[self._here] = key.counts.get(self._here, 0) + 1
+            key.counts[self._process] = key.counts.get(self._process, 0) + 1
             key.last_ms = now_ms
             self._change += 1
             self._changes[attempt.key] = self._change
@@ -102,26 +106,30 @@ class Guesses:
             self._drop(attempt.key)
 
     def since(self, change: int, limit: int) -> tuple[list[Failures], int]:
-        """What this center has counted after a change (0: ever), the newest, and up to which change."""
+        """What was counted here after a change, and up to which; all that is known if 0. The newest."""
         now_ms = self._clock.monotonic_ms()
-        return list(self._changed(change, limit, now_ms)), self._change
+        newest = self._changed_after(change) if change else reversed(self._keys)
+        told = [self._failures(hashed, now_ms) for hashed in islice(newest, limit)]
+        return [failures for failures in told if failures.counts], self._change
 
-    def merge(self, center: str, told: Failures) -> None:
-        """What another center has counted."""
+    def merge(self, told: Failures) -> None:
+        """What another process knows."""
         now_ms = self._clock.monotonic_ms()
         key = self._key(told.key, now_ms)
-        if told.total > key.counts.get(center, 0) and told.age_ms < HEAL_MS:
-            last_ms = now_ms - told.age_ms
-            key.last_ms = max(key.last_ms, last_ms) if key.counts else last_ms
-            key.counts[center] = told.total
+        if told.age_ms >= HEAL_MS:
+            return
+        last_ms = now_ms - told.age_ms
+        for process, count in told.counts.items():
+            if count > key.counts.get(process, 0) and len(key.counts) < COUNTERS_MAX:
+                key.last_ms = max(key.last_ms, last_ms) if key.counts else last_ms
+                key.counts[process] = count
 
-    def _changed(self, change: int, limit: int, now_ms: int) -> Iterator[Failures]:
-        for hashed, at in reversed(self._changes.items()):
-            if at <= change or limit == 0:
-                return
-            limit -= 1
-            key = self._keys[hashed]
-            yield Failures(hashed, key.counts.get(self._here, 0), now_ms - key.last_ms)
+    def _changed_after(self, change: int) -> Iterator[bytes]:
+        return takewhile(lambda hashed: self._changes[hashed] > change, reversed(self._changes))
+
+    def _failures(self, hashed: bytes, now_ms: int) -> Failures:
+        key = self._keys[hashed]
+        return Failures(hashed, dict(key.counts), now_ms - key.last_ms)
 
     def _key(self, hashed: bytes, now_ms: int) -> _Key:
         key = self._keys.setdefault(hashed, _Key())

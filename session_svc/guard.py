@@ -56,7 +56,10 @@ class Guard:
     def __init__(self, site: Site, seal: TokenSeal, allowances: Allowances) -> None:
         self._site = site
         self._seal = seal
-        self._guesses = Guesses(site.here, site.clock)
+        self._guesses = Guesses(f"{site.here}-{site.ids.unique()}", site.clock)
+        self._told = dict.fromkeys(site.mesh.peers, 0)
+        self._greeted = set[str]()
+        self._started_again = set[str]()
         self._identifiers = Policy(allowances.identifier, 30_000, 900_000)
         self._devices = Policy(allowances.device, 30_000, 900_000)
         self._addresses = Policy(allowances.address, 1_000, 60_000)
@@ -105,32 +108,37 @@ class Guard:
     async def ShareFailures(
         self, request: ShareFailuresRequest, _incoming: Incoming
     ) -> ShareFailuresResponse:
-        if request.center in self._site.mesh.peers:
+        if request.center in self._told:
+            if request.starting:
+                self._told[request.center] = 0
+                self._started_again.add(request.center)
             for told in request.failures:
-                self._guesses.merge(request.center, Failures(told.key, told.count, told.age_ms))
+                self._guesses.merge(Failures(told.key, dict(told.counts), told.age_ms))
         return ShareFailuresResponse()
 
     async def run(self) -> None:
         """Tells every other center once a second, if there is something to tell."""
-        told = dict.fromkeys(self._site.mesh.peers, 0)
         while True:
             await asyncio.sleep(SHARE_INTERVAL_S)
-            done = await asyncio.gather(*(self._tell(peer, told[peer]) for peer in told))
-            told = dict(zip(told, done, strict=True))
+            await asyncio.gather(*(self._tell(peer) for peer in self._told))
 
-    async def _tell(self, peer: str, since: int) -> int:
-        """Up to which change the peer knows of all of them now."""
-        failures, change = self._guesses.since(since, SHARED_MAX)
-        if not failures:
-            return change
+    async def _tell(self, peer: str) -> None:
+        failures, change = self._guesses.since(self._told[peer], SHARED_MAX)
+        starting = peer not in self._greeted
+        if not failures and not starting:
+            return
         request = ShareFailuresRequest(
             center=self._site.here,
-            failures=[GuessFailures(key=f.key, count=f.total, age_ms=f.age_ms) for f in failures],
+            failures=[GuessFailures(key=f.key, counts=f.counts, age_ms=f.age_ms) for f in failures],
+            starting=starting,
         )
+        self._started_again.discard(peer)
         try:
             await ask(
                 self._site.mesh.at(peer), _SHARE, request, ShareFailuresResponse, SHARE_TIMEOUT_S
             )
         except RpcError:
-            return since
-        return change
+            return
+        self._greeted.add(peer)
+        if peer not in self._started_again:
+            self._told[peer] = change

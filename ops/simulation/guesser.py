@@ -1,8 +1,9 @@
-"""GUARD: somebody guesses at a user's password at one center. After that he gets in nowhere, not even with
-the right one; the user, on a device that has logged in before, everywhere."""
+"""GUARD: somebody guesses at a user's password at one center, and one center starts again. After that he
+gets in nowhere, not even with the right password; the user, on a device that has logged in before, does
+everywhere."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from duohuo.v1.session_service_pb2 import LoginRequest
 from ops.simulation.history import History
@@ -19,8 +20,14 @@ ADDRESS = "192.0.2.66"
 _LOGIN = method("/duohuo.v1.SessionService/Login")
 
 
-async def guess(stage: Stage, users: Sequence[User], history: History) -> None:
-    """To be run while no fault is made and all copies are complete."""
+async def guess(
+    stage: Stage,
+    users: Sequence[User],
+    history: History,
+    restart: Callable[[str], Awaitable[None]],
+) -> None:
+    """To be run while no other fault is made and all copies are complete. `restart` kills a center, starts
+    it and waits until it serves."""
     victim = next((user for user in users if user.device_proof and not user.maybe_passwords), None)
     if victim is None:
         return
@@ -30,6 +37,9 @@ async def guess(stage: Stage, users: Sequence[User], history: History) -> None:
     if answers != {"BAD_CREDENTIALS"}:
         history.broken.append(f"GUARD: guesses at {where} were answered {sorted(answers)}")
     await asyncio.sleep(HEARD_WITHIN_S)
+    restarted = stage.names[(2 * victim.number + 1) % len(stage.names)]
+    await restart(restarted)
+    await asyncio.sleep(HEARD_WITHIN_S)
     for center in stage.names:
         for proof, expected in (("", "BAD_CREDENTIALS"), (victim.device_proof, "OK")):
             answer = await _login(stage, center, victim, victim.password, proof)
@@ -37,6 +47,7 @@ async def guess(stage: Stage, users: Sequence[User], history: History) -> None:
                 device = "the user's device" if proof else "a guesser"
                 history.broken.append(
                     f"GUARD: {device} was answered {answer} at {center}, after guesses at {where}"
+                    f" and a restart of {restarted}"
                 )
 
 

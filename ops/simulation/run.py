@@ -126,13 +126,20 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
             elif user.cancel():
                 history.broken.append(f"CONVERGE: a user still tries: {history.operations[-1]}")
         await _settle(world, history)
-        await guesser.guess(world, workload.users, history)
+        await guesser.guess(world, workload.users, history, partial(_restart, world))
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
     history.broken += checks.notified(world, workload.users, history, world.receivers)
     history.broken += [f"CRASH: {crash}" for crash in world.crashes]
     history.broken += [f"ESCAPED: {escaped}" for escaped in world.loop.escaped]
     return world.loop.time() - healed_s
+
+
+async def _restart(world: World, name: str) -> None:
+    world.kill(name)
+    world.start(name)
+    while world.undisturbed(name) is None:  # noqa: ASYNC110 - what it depends on has no event
+        await asyncio.sleep(CHECK_INTERVAL_S)
 
 
 async def _check_for_ever(world: World, history: History) -> None:

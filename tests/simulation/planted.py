@@ -12,7 +12,11 @@ import transfer_svc.app
 from account_svc import revoker
 from account_svc import store as account_store
 from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
-from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
+from duohuo.internal.v1.peer_services_pb2 import (
+    LookupContactRequest,
+    LookupContactResponse,
+    ShareFailuresRequest,
+)
 from duohuo.v1.operator_service_pb2 import DELIVERY_STATE_DELIVERED
 from duohuo.v1.routing_pb2 import POLICY_HOME
 from duohuo.v1.transfer_service_pb2 import (
@@ -369,10 +373,20 @@ def frozen_accounts_pay(patch: Patch) -> None:
 def each_center_counts_guesses_alone(patch: Patch) -> None:
     """Nobody tells the others."""
 
-    async def tell(_guard: Guard, _peer: str, since: int) -> int:
-        return since
+    async def tell(_guard: Guard, _peer: str) -> None: ...
 
     patch.setattr(Guard, "_tell", tell)
+
+
+def who_starts_again_is_told_nothing(patch: Patch) -> None:
+    """It does not say that it starts."""
+    original = Guard.ShareFailures
+
+    async def share(guard: Guard, request: ShareFailuresRequest, incoming: Any) -> Any:
+        request.starting = False
+        return await original(guard, request, incoming)
+
+    patch.setattr(Guard, "ShareFailures", share)
 
 
 def guesses_lock_everybody_out(patch: Patch) -> None:
@@ -419,6 +433,7 @@ PLANTED = (
     Planted("NOTIFY", "told by every attempt", told_by_every_attempt),
     Planted("PRIVATE", "identifier in an error", identifier_in_an_error),
     Planted("GUARD", "each center counts guesses alone", each_center_counts_guesses_alone),
+    Planted("GUARD", "who starts again is told nothing", who_starts_again_is_told_nothing),
     Planted("GUARD", "guesses lock everybody out", guesses_lock_everybody_out),
     Planted("CLEAR", "unknown outcome called definite", unknown_outcome_called_definite),
 )

@@ -32,10 +32,10 @@ class Place:
             self.guesses.end(attempt, failed=False)
         return attempt.wait_ms
 
-    def tell(self, other: "Place", center: str, since: int = 0) -> int:
+    def tell(self, other: "Place", since: int = 0) -> int:
         failures, change = self.guesses.since(since, 100)
         for told in failures:
-            other.guesses.merge(center, told)
+            other.guesses.merge(told)
         return change
 
 
@@ -106,12 +106,12 @@ def test_each_name_and_kind_has_its_own_count() -> None:
 def test_centers_count_together_whatever_is_told_twice_or_late() -> None:
     a, b = Place("a"), Place("b")
     a.fail(2)
-    a.tell(b, "a")
-    a.tell(b, "a")
+    a.tell(b)
+    a.tell(b)
     assert b.wait() == 0
     b.fail()
     assert b.wait() == 1_000
-    b.tell(a, "b")
+    b.tell(a)
     assert a.wait() == 1_000
     a.clock.advance(1_000)
     assert a.wait() == 0
@@ -119,11 +119,40 @@ def test_centers_count_together_whatever_is_told_twice_or_late() -> None:
     assert a.wait() == 2_000
 
 
+def test_what_one_has_heard_it_tells_with_what_it_counts() -> None:
+    a, b, c = Place("a"), Place("b"), Place("c")
+    a.fail()
+    a.tell(b)
+    b.fail(2)
+    b.tell(c, since=1)
+    assert c.wait() == 1_000
+
+
+def test_who_has_forgotten_everything_is_told_everything_also_what_it_counted_itself() -> None:
+    before, other, after = Place("a1"), Place("b1"), Place("a2")
+    before.fail(2)
+    before.tell(other)
+    after.fail()
+    other.tell(after)
+    assert after.wait() == 1_000
+    after.tell(other)
+    assert other.wait() == 1_000
+
+
+def test_what_was_only_heard_is_told_once_to_who_knows_nothing() -> None:
+    a, b, c = Place("a"), Place("b"), Place("c")
+    a.fail(3)
+    a.tell(b)
+    told = b.tell(c)
+    assert c.wait() == 1_000
+    assert b.guesses.since(told, 100) == ([], told)
+
+
 def test_a_failure_is_as_old_elsewhere_as_it_is() -> None:
     a, b = Place("a"), Place("b")
     a.fail(3)
     a.clock.advance(400)
-    a.tell(b, "a")
+    a.tell(b)
     assert b.wait() == 600
 
 
@@ -131,21 +160,28 @@ def test_what_has_healed_comes_back_from_nowhere() -> None:
     a, b = Place("a"), Place("b")
     a.fail(3)
     a.clock.advance(HEAL_MS)
-    a.tell(b, "a")
+    a.tell(b)
     assert b.wait() == 0
 
 
 def test_only_what_is_new_is_told_and_the_newest_first() -> None:
     a, b = Place("a"), Place("b")
     a.fail(name="alice")
-    told = a.tell(b, "a")
+    told = a.tell(b)
     assert a.guesses.since(told, 100) == ([], told)
     a.fail(name="bob")
     a.fail(name="carol")
     failures, change = a.guesses.since(told, 1)
-    assert (len(failures), failures[0].total, change) == (1, 1, told + 2)
+    assert (len(failures), failures[0].counts, change) == (1, {"a": 1}, told + 2)
     a.fail(2, "carol")
     assert failures[0].key == a.guesses.since(change, 100)[0][0].key
+
+
+def test_counts_of_endless_processes_are_not_kept() -> None:
+    place = Place("a")
+    for number in range(guesses.COUNTERS_MAX + 10):
+        place.guesses.merge(guesses.Failures(b"key", {f"p{number}": 1}, 0))
+    assert len(place.guesses.since(0, 1)[0][0].counts) == guesses.COUNTERS_MAX
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
