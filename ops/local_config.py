@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ops import mesh_file, nats_config
+from ops import authority, mesh_file, nats_config
 from ops.ports import HOST, ROLES, PortPlan, address
 from runtime.operators import Operator, token_hash
 
@@ -96,6 +96,7 @@ def settings(
     """What `runtime.config` must know in one process of a center."""
     own = ports.centers[center]
     roles = processes[process]
+    certificates = state_dir / mesh_file.CERTIFICATES_NAME
     return {
         "center": center,
         "centers": list(ports.centers),
@@ -111,6 +112,10 @@ def settings(
             if role not in roles
         },
         "peer_addresses": {peer: address(port) for peer, port in own.grpc_links.items()},
+        "tls_certificate_file": str(certificates / center / f"{process}.crt"),
+        "tls_key_file": str(certificates / center / f"{process}.key"),
+        "tls_authorities_file": str(certificates / "ca.crt"),
+        "tls_revoked_file": str(certificates / "revoked"),
         "nats_url": f"nats://{address(own.nats)}",
         "nats_password_file": str(state_dir / mesh_file.NATS_PASSWORD_NAME),
         "token_key_file": str(state_dir / mesh_file.TOKEN_KEY_NAME),
@@ -160,8 +165,21 @@ def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
     if not operators.exists():
         hashed = token_hash(_secret(state_dir / mesh_file.OPERATOR_TOKEN_NAME))
         mesh_file.write_private(operators, Operator("operator", "operator", hashed).line() + "\n")
+    certify(state_dir, list(ports.centers), split=split)
     for name in ports.centers:
         write_config(state_dir, ports, name, split=split)
+
+
+def certify(state_dir: Path, centers: Sequence[str], *, split: bool) -> None:
+    """Makes what certificates are missing, and anew those that are due. Raises StartError, OSError."""
+    try:
+        made = authority.Authority(state_dir / mesh_file.CERTIFICATES_NAME, authority.now())
+        made.init()
+        for center in centers:
+            for process, roles in roles_by_process(split=split).items():
+                made.ensure(center, process, roles)
+    except authority.AuthorityError as error:
+        raise StartError(str(error)) from None
 
 
 def write_config(state_dir: Path, ports: PortPlan, center: str, *, split: bool) -> None:

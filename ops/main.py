@@ -10,6 +10,7 @@ from ops import (
     audit_commands,
     bench_commands,
     center_commands,
+    certificate_commands,
     control_commands,
     hold_commands,
     money_commands,
@@ -36,6 +37,7 @@ parked_commands.add_to(app)
 audit_commands.add_to(app)
 notification_commands.add_to(app)
 operator_commands.add_to(app)
+certificate_commands.add_to(app)
 bench_commands.add_to(app)
 
 

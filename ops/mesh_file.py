@@ -18,6 +18,7 @@ FILE_NAME = "mesh.json"
 LOCK_NAME = "mesh.lock"
 NATS_PASSWORD_NAME = "nats-password"  # noqa: S105 - a file's name
 TOKEN_KEY_NAME = "token-key"  # noqa: S105 - a file's name
+CERTIFICATES_NAME = "certs"
 OPERATOR_TOKEN_VARIABLE = "DUOHUO_OPERATOR_TOKEN"  # noqa: S105 - a variable's name
 OPERATORS_NAME = "operators"
 OPERATOR_TOKEN_NAME = "operator-token"  # noqa: S105 - a file's name

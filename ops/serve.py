@@ -25,12 +25,14 @@ from runtime import logging, telemetry
 from runtime.center import LocalCenter
 from runtime.clock import SystemClock
 from runtime.config import CenterSettings
+from runtime.credentials import CredentialFiles, Credentials, CredentialsError
 from runtime.destinations import Destinations, system_resolve
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Endpoint
 from runtime.grpc_client import GrpcEndpoint
-from runtime.grpc_server import FROM_THE_MESH, FROM_USERS, Accepts, GrpcServer
+from runtime.grpc_server import FROM_PROBES, FROM_THE_MESH, FROM_USERS, Accepts, GrpcServer
 from runtime.hlc import HybridClock
+from runtime.identity import name_of
 from runtime.ids import RandomIds
 from runtime.mesh import Mesh
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, methods_in
@@ -64,9 +66,10 @@ async def serve(settings: CenterSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     logging.start(settings)
     async with AsyncExitStack() as closing:
-        mesh, center, servers = await _start(settings, closing)
+        mesh, center, servers, credentials = await _start(settings, closing)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(duty()) for duty in center.duties]
+            duties = [*center.duties, *(one.watch for one in credentials)]
+            running = [tasks.create_task(duty()) for duty in duties]
             # Centers that start together should not take each other for lost; one that is really
             # away must not hold this one up, nor one that has not what an empty store waits for.
             await mesh.wait_for_peers(PEERS_TIMEOUT_S)
@@ -84,8 +87,8 @@ async def serve(settings: CenterSettings) -> None:
 
 async def _start(
     settings: CenterSettings, closing: AsyncExitStack
-) -> tuple[Mesh, wiring.Center, Sequence[GrpcServer]]:
-    """Builds the roles and listens; returns them with the servers to drain."""
+) -> tuple[Mesh, wiring.Center, Sequence[GrpcServer], Sequence[Credentials]]:
+    """Builds the roles and listens; returns them with the servers to drain and the files to watch."""
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     clock = SystemClock()
     hybrid = HybridClock(clock)
@@ -96,18 +99,24 @@ async def _start(
     )
     closing.callback(telemetry.start(settings.center, settings.roles, [spans], otlp))
 
+    own = _mesh_credentials(settings, clock)
+    credentials = [own]
+
+    def channel(center: str, role: str, address: str) -> GrpcEndpoint:
+        endpoint = GrpcEndpoint(center, address, own, name_of(role, center))
+        closing.push_async_callback(endpoint.close)
+        return endpoint
+
     dispatcher = Dispatcher(settings.center, hybrid)
-    local = LocalCenter(
-        dispatcher,
-        {
-            role: await _channel(settings.center, address, closing)
-            for role, address in settings.role_addresses.items()
-        },
-    )
+    elsewhere: dict[str, Endpoint] = {
+        role: channel(settings.center, role, address)
+        for role, address in settings.role_addresses.items()
+    }
+    local = LocalCenter(dispatcher, elsewhere)
     endpoints: dict[str, Endpoint] = {settings.center: local}
     for peer in settings.centers:
         if peer != settings.center:
-            endpoints[peer] = await _channel(peer, settings.peer_addresses[peer], closing)
+            endpoints[peer] = channel(peer, "gateway", settings.peer_addresses[peer])
     mesh = Mesh(settings.center, endpoints, clock)
     site = Site(
         mesh,
@@ -172,8 +181,9 @@ async def _start(
         address: str,
         name: str,
         accepts: Accepts,
+        shown: Credentials | None,
     ) -> None:
-        server = GrpcServer(endpoint, methods_in(files), settings.center, name, accepts)
+        server = GrpcServer(endpoint, methods_in(files), settings.center, name, accepts, shown)
         try:
             await server.start(address)
         except OSError as error:
@@ -184,16 +194,46 @@ async def _start(
     if center.router is not None:
         operators = OperatorGate(dispatcher, _operators(settings.operators_file), clock)
         users = FROM_USERS._replace(reflection=settings.reflection)
-        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users)
-        await listen(operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS)
-    await listen(local, [*PEER_FILES, *PUBLIC_FILES], settings.mesh_listen, "mesh", FROM_THE_MESH)
-    return mesh, center, servers
+        public = _public_credentials(settings)
+        credentials += [public] if public else []
+        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users, public)
+        await listen(
+            operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS, public
+        )
+    served = [*PEER_FILES, *PUBLIC_FILES]
+    await listen(local, served, settings.mesh_listen, "mesh", FROM_THE_MESH, own)
+    if settings.health_listen is not None:
+        await listen(local, [], settings.health_listen, "health", FROM_PROBES, None)
+    return mesh, center, servers, credentials
 
 
-async def _channel(name: str, address: str, closing: AsyncExitStack) -> GrpcEndpoint:
-    endpoint = GrpcEndpoint(name, address)
-    closing.push_async_callback(endpoint.close)
-    return endpoint
+def _mesh_credentials(settings: CenterSettings, clock: SystemClock) -> Credentials:
+    """Raises StartError unless they can be used now."""
+    files = CredentialFiles(
+        settings.tls_certificate_file,
+        settings.tls_key_file,
+        settings.tls_authorities_file,
+        settings.tls_revoked_file,
+    )
+    try:
+        credentials = Credentials(files)
+    except CredentialsError as error:
+        raise StartError(f"{error}; `duohuo certs` makes certificates") from None
+    if credentials.expire_ms < clock.wall_ms():
+        raise StartError(
+            f"the certificate {files.certificate} has expired; `duohuo certs renew` makes new ones"
+        )
+    return credentials
+
+
+def _public_credentials(settings: CenterSettings) -> Credentials | None:
+    certificate, key = settings.public_tls_certificate_file, settings.public_tls_key_file
+    if certificate is None or key is None:
+        return None
+    try:
+        return Credentials(CredentialFiles(certificate, key))
+    except CredentialsError as error:
+        raise StartError(str(error)) from None
 
 
 def _mail_server(settings: CenterSettings) -> MailServer | None:

@@ -50,6 +50,19 @@ class CenterSettings(BaseSettings):
     """`mesh_listen` of the roles of this center that other processes serve."""
     peer_addresses: dict[CenterName, Address] = Field(default_factory=dict)
     """`mesh_listen` of each other center's gateway."""
+    tls_certificate_file: Path
+    """This process's certificate inside the mesh, PEM; see `duohuo certs` and docs/certificates.md."""
+    tls_key_file: Path
+    """Its private key, PEM. These files are read again when they change."""
+    tls_authorities_file: Path
+    """The authorities whose certificates are trusted inside the mesh, PEM."""
+    tls_revoked_file: Path | None = None
+    """Serial numbers of certificates that are not to be trusted any more, one a line, in hexadecimal."""
+    health_listen: Address | None = None
+    """Where the gRPC health service, and nothing else, is also served without TLS, for probes."""
+    public_tls_certificate_file: Path | None = None
+    """The certificate for users and operators, PEM; without one, their ports speak no TLS."""
+    public_tls_key_file: Path | None = None
     nats_url: Annotated[str, StringConstraints(pattern=r"^nats://.+:\d+$")] = (
         "nats://127.0.0.1:7103"
     )
@@ -121,6 +134,8 @@ class CenterSettings(BaseSettings):
             raise ValueError(f"role_addresses lacks {', '.join(sorted(unknown_roles))}")
         if "gateway" in self.roles and self.operators_file is None:
             raise ValueError("operators_file is needed by the gateway role")
+        if (self.public_tls_certificate_file is None) is not (self.public_tls_key_file is None):
+            raise ValueError("public_tls_certificate_file and public_tls_key_file go together")
         if self.smtp_host is not None and self.smtp_from is None:
             raise ValueError("smtp_host needs smtp_from")
         if (self.smtp_user is None) is not (self.smtp_password_file is None):

@@ -14,6 +14,7 @@ from duohuo.v1.routing_pb2 import ACCESS_PEER, ACCESS_USER
 from runtime import telemetry
 from runtime.endpoint import (
     ACCOUNT,
+    CALLER,
     CAUSAL,
     CLIENT_ADDRESS,
     GATEWAY,
@@ -25,6 +26,7 @@ from runtime.endpoint import (
 )
 from runtime.errors import RpcError, invalid
 from runtime.hlc import HybridClock
+from runtime.identity import Identity, admit
 from runtime.methods import Method, service_methods
 
 _RULES = protovalidate.Validator()
@@ -123,6 +125,8 @@ class Dispatcher:
             request = call.method.request_type.FromString(call.request)
         except DecodeError:
             raise invalid("", "the request is not a valid protobuf message", "MALFORMED") from None
+        if named := call.metadata.get(CALLER):
+            admit(call.method, request, Identity.parse(named))
         if call.method.access != ACCESS_PEER:
             _check_fields(request)
         caller = call.metadata.get(ACCOUNT, "")

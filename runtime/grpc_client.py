@@ -1,5 +1,6 @@
 """A gRPC channel as an endpoint."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
@@ -7,10 +8,13 @@ import grpc.aio
 from google.rpc import status_pb2
 
 from runtime import telemetry
+from runtime.credentials import Credentials
 from runtime.endpoint import Call, Reply
 from runtime.errors import RpcError, unreachable
 
 MESSAGE_BYTES_MAX = 1_048_576
+CLOSE_GRACE_S = 60.0
+"""As long as any call may take."""
 _DETAILS = "grpc-status-details-bin"
 # Said by gRPC core of calls that no server has taken.
 _NEVER_SENT = (
@@ -21,7 +25,7 @@ _NEVER_SENT = (
     "Stream removed (RST_STREAM (Received RST_STREAM with error code 7",
 )
 
-CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+CHANNEL_OPTIONS: Sequence[tuple[str, int | str]] = (
     # A half-open link gives no error: only pings notice it.
     ("grpc.keepalive_time_ms", 2_000),
     ("grpc.keepalive_timeout_ms", 2_000),
@@ -39,15 +43,44 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 class GrpcEndpoint:
     """Calls a server at `address` and turns its failures into RpcError.
 
-    `name` is what a failure to reach it is reported under.
+    `name` is what a failure to reach it is reported under. With credentials it speaks TLS to a server whose
+    certificate has the name `expected`.
     """
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(
+        self, name: str, address: str, credentials: Credentials | None = None, expected: str = ""
+    ) -> None:
         self._name = name
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._address = address
+        self._credentials = credentials
+        self._options = CHANNEL_OPTIONS
+        if expected:
+            self._options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", expected))
+        self._closing = set[asyncio.Task[None]]()
+        self._opened, self._generation = self._open(), self._wanted_generation()
 
     async def close(self) -> None:
-        await self._channel.close()
+        await asyncio.gather(self._opened.close(), *self._closing)
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._address, options=self._options)
+        return grpc.aio.secure_channel(
+            self._address, self._credentials.for_channel(), options=self._options
+        )
+
+    def _wanted_generation(self) -> int:
+        return self._credentials.generation if self._credentials else 0
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        """A new one once the certificate has changed; what runs over the old one has time to end."""
+        if self._generation != self._wanted_generation():
+            closing = asyncio.create_task(self._opened.close(CLOSE_GRACE_S))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._opened, self._generation = self._open(), self._wanted_generation()
+        return self._opened
 
     async def unary(self, call: Call) -> Reply:
         with telemetry.span(
@@ -67,7 +100,8 @@ class GrpcEndpoint:
         return Reply(payload, {key: value for key, value in trailing if isinstance(value, str)})
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
-        receive: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+        channel = self._channel
+        receive: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(
             call.method.path
         )
         received = receive(call.request, metadata=_metadata(call))
@@ -76,6 +110,17 @@ class GrpcEndpoint:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise _translate(self._name, error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if channel is self._opened or (task and task.cancelling()):
+                raise
+            # A stream has no end of its own, so that of an old connection is cut off.
+            raise RpcError(
+                grpc.StatusCode.UNAVAILABLE,
+                "CONNECTION_RENEWED",
+                f"the connection to {self._name} was opened anew, with a new certificate",
+                ran=True,
+            ) from None
         finally:
             received.cancel()
 

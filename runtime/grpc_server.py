@@ -13,7 +13,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime import telemetry
-from runtime.endpoint import CLIENT, Call, Endpoint
+from runtime.credentials import Credentials
+from runtime.endpoint import CALLER, CLIENT, Call, Endpoint
 from runtime.errors import RpcError, unreachable
 from runtime.grpc_client import MESSAGE_BYTES_MAX
 from runtime.methods import Method
@@ -41,6 +42,7 @@ class Accepts(NamedTuple):
 
 FROM_USERS = Accepts(64 * 1024, 16 * 1024, 1_000, 300_000)
 FROM_THE_MESH = Accepts(MESSAGE_BYTES_MAX, 16 * 1024, 1_000, 3_600_000)
+FROM_PROBES = Accepts(1024, 16 * 1024, 10, 60_000, reflection=False)
 
 
 def _options(accepts: Accepts) -> Sequence[tuple[str, int]]:
@@ -60,7 +62,8 @@ def _options(accepts: Accepts) -> Sequence[tuple[str, int]]:
 class GrpcServer:
     """Serves `methods` from an endpoint on one address. Any other method is UNIMPLEMENTED.
 
-    `role` names the spans. The caller's trace is continued.
+    `role` names the spans. The caller's trace is continued. Without credentials it speaks no TLS; with
+    mutual ones each call tells who makes it (CALLER).
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class GrpcServer:
         center: str,
         role: str,
         accepts: Accepts,
+        credentials: Credentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self._server = grpc.aio.server(options=_options(accepts), maximum_concurrent_rpcs=CALLS_MAX)
-        self._handlers = _Handlers(endpoint, methods, center, role)
+        self._handlers = _Handlers(endpoint, methods, center, role, credentials)
         self._server.add_generic_rpc_handlers((self._handlers,))
         services = sorted({method.service for method in methods.values()})
         self._services = ["", *services]
@@ -86,7 +91,10 @@ class GrpcServer:
     async def start(self, address: str) -> int:
         """Listens and reports SERVING; returns the port. Raises OSError if it cannot."""
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials.for_server())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
@@ -103,10 +111,16 @@ class GrpcServer:
 
 class _Handlers(grpc.GenericRpcHandler):
     def __init__(
-        self, endpoint: Endpoint, methods: Mapping[str, Method], center: str, role: str
+        self,
+        endpoint: Endpoint,
+        methods: Mapping[str, Method],
+        center: str,
+        role: str,
+        credentials: Credentials | None,
     ) -> None:
         self._endpoint = endpoint
         self._center = center
+        self._credentials = credentials if credentials and credentials.mutual else None
         self._ending = False
         self._streams: set[asyncio.Task[Any]] = set()
         self._attributes = {
@@ -132,8 +146,8 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _unary(self, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def handle(request: bytes, context: Any) -> bytes:
-            call = _call(method, request, context)
             try:
+                call = self._call(method, request, context)
                 with telemetry.span(
                     method.path[1:],
                     self._attributes,
@@ -154,7 +168,7 @@ class _Handlers(grpc.GenericRpcHandler):
             assert task is not None  # noqa: S101 - this is a coroutine
             self._streams.add(task)
             try:
-                stream = self._endpoint.stream(_call(method, request, context))
+                stream = self._endpoint.stream(self._call(method, request, context))
                 async with aclosing(stream) as messages:  # type: ignore[type-var] # generators
                     async for message in messages:
                         yield message
@@ -169,13 +183,17 @@ class _Handlers(grpc.GenericRpcHandler):
 
         return handle
 
-
-def _call(method: Method, request: bytes, context: Any) -> Call:
-    remaining = context.time_remaining()
-    timeout_s = TIMEOUT_S_DEFAULT if remaining is None else min(remaining, TIMEOUT_S_MAX)
-    metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    metadata[CLIENT] = client_network(context.peer())
-    return Call(method, request, timeout_s, metadata)
+    def _call(self, method: Method, request: bytes, context: Any) -> Call:
+        remaining = context.time_remaining()
+        timeout_s = TIMEOUT_S_DEFAULT if remaining is None else min(remaining, TIMEOUT_S_MAX)
+        metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+        metadata[CLIENT] = client_network(context.peer())
+        forwarded = metadata.pop(CALLER, "")
+        if self._credentials is not None:
+            metadata[CALLER] = self._credentials.caller(
+                context.auth_context(), forwarded, self._center
+            )
+        return Call(method, request, timeout_s, metadata)
 
 
 def client_network(peer: str) -> str:

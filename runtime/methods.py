@@ -16,7 +16,7 @@ from duohuo.v1 import (
     session_service_pb2,
     transfer_service_pb2,
 )
-from duohuo.v1.routing_pb2 import Access, Policy, Unavailable, role, routing
+from duohuo.v1.routing_pb2 import ACCESS_PEER, Access, Policy, Unavailable, role, routing
 
 PUBLIC_FILES: tuple[FileDescriptor, ...] = (
     account_service_pb2.DESCRIPTOR,
@@ -47,6 +47,9 @@ class Method:
     safe_to_repeat: bool
     unavailable: Unavailable
     while_recovering: bool
+    callers: frozenset[str]
+    """Roles whose services may call it inside the mesh."""
+    origin: str
 
 
 def methods_in(files: Iterable[FileDescriptor]) -> dict[str, Method]:
@@ -94,11 +97,15 @@ def _method(descriptor: MethodDescriptor) -> Method:
         raise LookupError(f"{service.full_name}.{descriptor.name} declares no access or policy")
     if declared.owner and declared.owner not in fields:
         raise LookupError(f"{service.full_name}.{descriptor.name} has no field {declared.owner}")
+    if declared.origin and declared.origin not in fields:
+        raise LookupError(f"{service.full_name}.{descriptor.name} has no field {declared.origin}")
+    own_role = service.GetOptions().Extensions[role]
+    peers = declared.callers or [own_role]
     return Method(
         path=f"/{service.full_name}/{descriptor.name}",
         service=service.full_name,
         name=descriptor.name,
-        role=service.GetOptions().Extensions[role],
+        role=own_role,
         request_type=GetMessageClass(descriptor.input_type),
         response_type=GetMessageClass(descriptor.output_type),
         streams=descriptor.server_streaming,
@@ -110,4 +117,6 @@ def _method(descriptor: MethodDescriptor) -> Method:
         safe_to_repeat=declared.safe_to_repeat,
         unavailable=declared.unavailable,
         while_recovering=declared.while_recovering,
+        callers=frozenset(peers if declared.access == ACCESS_PEER else ["gateway"]),
+        origin=declared.origin,
     )

@@ -10,8 +10,10 @@ from typing import Any
 from grpc import StatusCode
 
 from ops.simulation.loop import Incarnation, SimulatedLoop
-from runtime.endpoint import Call, Endpoint, Reply
+from runtime.config import ROLES
+from runtime.endpoint import CALLER, Call, Endpoint, Reply
 from runtime.errors import RpcError, unreachable
+from runtime.identity import Identity
 
 KEEPALIVE_S = 4.0
 """How long a broken stream goes unnoticed."""
@@ -222,10 +224,17 @@ class _Connection:
     target: str
 
     def unary(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        return self.network.unary(self.source, self.target, call)
+        return self.network.unary(self.source, self.target, self._identified(call))
 
     def stream(self, call: Call) -> AsyncIterator[bytes]:
-        return self.network.stream(self.source, self.target, call)
+        return self.network.stream(self.source, self.target, self._identified(call))
+
+    def _identified(self, call: Call) -> Call:
+        """With what the source's certificate would say."""
+        if not _between_centers(self.source, self.target):
+            return call
+        caller = str(Identity(self.source, frozenset(ROLES)))
+        return call._replace(metadata={**call.metadata, CALLER: caller})
 
 
 def _between_centers(source: str, target: str) -> bool:

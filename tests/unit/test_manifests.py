@@ -187,14 +187,26 @@ def test_secrets_are_named_and_explained_but_not_included(center: str) -> None:
             if "secret" in volumes.get(mount["name"], {})
         }
         read = settings(center, role)
-        named = (read.nats_password_file, read.token_key_file, read.operators_file)
+        named = (
+            read.nats_password_file,
+            read.token_key_file,
+            read.operators_file,
+            read.tls_certificate_file,
+            read.tls_key_file,
+            read.tls_authorities_file,
+            read.tls_revoked_file,
+        )
         files = [path for path in named if path]
         assert {path.parent for path in files} == mounted.keys()
         used |= {(mounted[path.parent], path.name) for path in files}
-    explained = re.findall(
-        r"create secret generic (\w+) --from-literal=(\w+)=", (K8S / "README.md").read_text()
-    )
-    assert used == set(explained)
+    readme = (K8S / "README.md").read_text()
+    explained = set(re.findall(r"create secret generic (\w+) --from-literal=(\w+)=", readme))
+    for keys in re.findall(
+        r"create secret generic certificate-\$role((?:\s|\S)*?)\n +done", readme
+    ):
+        found = re.findall(r"--from-file=([a-z.]+)=", keys)
+        explained |= {(f"certificate-{role}", key) for role in ROLES for key in found}
+    assert used == explained
 
 
 @each_center
@@ -245,14 +257,15 @@ def test_command_knows_its_arguments(role: str) -> None:
 @each_role
 def test_process_listens_where_it_is_called_and_probed(center: str, role: str) -> None:
     read = settings(center, role)
-    listens = {"mesh": read.mesh_listen}
+    assert read.health_listen is not None
+    listens = {"mesh": read.mesh_listen, "health": read.health_listen}
     if role == "gateway":
         listens |= {"public": read.public_listen, "operator": read.operator_listen}
     assert all(address.startswith("0.0.0.0:") for address in listens.values())
     ports = {name: port_of(address) for name, address in listens.items()}
     assert container_ports(center, role) == ports
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container(center, role)[probe]["grpc"] == {"port": ports["mesh"]}
+        assert container(center, role)[probe]["grpc"] == {"port": ports["health"]}
 
 
 @each_center
