@@ -20,8 +20,8 @@ HEAL_MS = 3_600_000
 """A key is forgotten when it has been quiet for so long."""
 KEYS_MAX = 50_000
 """Of more, those that have been quiet longest are forgotten."""
-COUNTERS_MAX = 64
-"""So many processes' counts are kept of one key; what more of them tell is not."""
+COUNTERS_MAX = 32
+"""So many processes' counts are kept of one key; those of more are not."""
 
 
 class Policy(NamedTuple):
@@ -77,6 +77,7 @@ class Guesses:
         self._keys: OrderedDict[bytes, _Key] = OrderedDict()
         self._changes: OrderedDict[bytes, int] = OrderedDict()
         self._change = 1
+        """0 is before anything, also before what was only heard."""
 
     def begin(self, kind: str, name: str, policy: Policy) -> Attempt:
         """An attempt on `name`, which is kept as a hash. Say how it ended if it may be made."""
@@ -109,27 +110,29 @@ class Guesses:
         """What was counted here after a change, and up to which; all that is known if 0. The newest."""
         now_ms = self._clock.monotonic_ms()
         newest = self._changed_after(change) if change else reversed(self._keys)
-        told = [self._failures(hashed, now_ms) for hashed in islice(newest, limit)]
-        return [failures for failures in told if failures.counts], self._change
+        counted = ((hashed, self._keys[hashed]) for hashed in newest)
+        told = (
+            Failures(hashed, dict(key.counts), now_ms - key.last_ms)
+            for hashed, key in counted
+            if key.counts
+        )
+        return list(islice(told, limit)), self._change
 
     def merge(self, told: Failures) -> None:
         """What another process knows."""
-        now_ms = self._clock.monotonic_ms()
-        key = self._key(told.key, now_ms)
         if told.age_ms >= HEAL_MS:
             return
+        now_ms = self._clock.monotonic_ms()
+        key = self._key(told.key, now_ms)
         last_ms = now_ms - told.age_ms
         for process, count in told.counts.items():
-            if count > key.counts.get(process, 0) and len(key.counts) < COUNTERS_MAX:
+            is_kept = process in key.counts or len(key.counts) < COUNTERS_MAX
+            if is_kept and count > key.counts.get(process, 0):
                 key.last_ms = max(key.last_ms, last_ms) if key.counts else last_ms
                 key.counts[process] = count
 
     def _changed_after(self, change: int) -> Iterator[bytes]:
         return takewhile(lambda hashed: self._changes[hashed] > change, reversed(self._changes))
-
-    def _failures(self, hashed: bytes, now_ms: int) -> Failures:
-        key = self._keys[hashed]
-        return Failures(hashed, dict(key.counts), now_ms - key.last_ms)
 
     def _key(self, hashed: bytes, now_ms: int) -> _Key:
         key = self._keys.setdefault(hashed, _Key())

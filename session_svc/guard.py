@@ -50,16 +50,23 @@ class Trial:
     succeeded: bool = False
 
 
+@dataclass(slots=True)
+class _Peer:
+    """Another center: its process that was heard last, and up to which change that one has been told."""
+
+    process: str = ""
+    told: int = 0
+
+
 class Guard:
     """Run `run` for as long as the service lives: it tells the other centers."""
 
     def __init__(self, site: Site, seal: TokenSeal, allowances: Allowances) -> None:
         self._site = site
         self._seal = seal
-        self._guesses = Guesses(f"{site.here}-{site.ids.unique()}", site.clock)
-        self._told = dict.fromkeys(site.mesh.peers, 0)
-        self._greeted = set[str]()
-        self._started_again = set[str]()
+        self._process = f"{site.here}-{site.ids.unique()}"
+        self._guesses = Guesses(self._process, site.clock)
+        self._peers = {peer: _Peer() for peer in site.mesh.peers}
         self._identifiers = Policy(allowances.identifier, 30_000, 900_000)
         self._devices = Policy(allowances.device, 30_000, 900_000)
         self._addresses = Policy(allowances.address, 1_000, 60_000)
@@ -108,37 +115,36 @@ class Guard:
     async def ShareFailures(
         self, request: ShareFailuresRequest, _incoming: Incoming
     ) -> ShareFailuresResponse:
-        if request.center in self._told:
-            if request.starting:
-                self._told[request.center] = 0
-                self._started_again.add(request.center)
+        peer = self._peers.get(request.center)
+        if peer is not None:
+            if request.process != peer.process:
+                peer.process, peer.told = request.process, 0
             for told in request.failures:
                 self._guesses.merge(Failures(told.key, dict(told.counts), told.age_ms))
         return ShareFailuresResponse()
 
     async def run(self) -> None:
-        """Tells every other center once a second, if there is something to tell."""
+        """Tells every other center once a second, if there is something to tell, and at first always."""
         while True:
             await asyncio.sleep(SHARE_INTERVAL_S)
-            await asyncio.gather(*(self._tell(peer) for peer in self._told))
+            await asyncio.gather(*(self._tell(name) for name in self._peers))
 
-    async def _tell(self, peer: str) -> None:
-        failures, change = self._guesses.since(self._told[peer], SHARED_MAX)
-        starting = peer not in self._greeted
-        if not failures and not starting:
+    async def _tell(self, name: str) -> None:
+        peer = self._peers[name]
+        process, told = peer.process, peer.told
+        failures, change = self._guesses.since(told, SHARED_MAX)
+        if told and not failures:
             return
         request = ShareFailuresRequest(
             center=self._site.here,
+            process=self._process,
             failures=[GuessFailures(key=f.key, counts=f.counts, age_ms=f.age_ms) for f in failures],
-            starting=starting,
         )
-        self._started_again.discard(peer)
         try:
             await ask(
-                self._site.mesh.at(peer), _SHARE, request, ShareFailuresResponse, SHARE_TIMEOUT_S
+                self._site.mesh.at(name), _SHARE, request, ShareFailuresResponse, SHARE_TIMEOUT_S
             )
         except RpcError:
             return
-        self._greeted.add(peer)
-        if peer not in self._started_again:
-            self._told[peer] = change
+        if peer.process == process:
+            peer.told = change

@@ -126,7 +126,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
             elif user.cancel():
                 history.broken.append(f"CONVERGE: a user still tries: {history.operations[-1]}")
         await _settle(world, history)
-        await guesser.guess(world, workload.users, history, partial(_restart, world))
+        await guesser.guess(world, workload.users, history, partial(_restart, world, history))
         checking.cancel()
     history.broken += checks.after(world, workload.users, history)
     history.broken += checks.notified(world, workload.users, history, world.receivers)
@@ -135,11 +135,15 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
     return world.loop.time() - healed_s
 
 
-async def _restart(world: World, name: str) -> None:
+async def _restart(world: World, history: History, name: str) -> None:
+    """Kills a center, starts it, and waits until it serves."""
     world.kill(name)
     world.start(name)
-    while world.undisturbed(name) is None:  # noqa: ASYNC110 - what it depends on has no event
+    for _ in range(int(SETTLE_S_MAX / CHECK_INTERVAL_S)):
+        if world.undisturbed(name) is not None:
+            return
         await asyncio.sleep(CHECK_INTERVAL_S)
+    history.broken.append(f"LOGIN: {name} was started again and does not serve")
 
 
 async def _check_for_ever(world: World, history: History) -> None:

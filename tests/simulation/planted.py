@@ -379,11 +379,11 @@ def each_center_counts_guesses_alone(patch: Patch) -> None:
 
 
 def who_starts_again_is_told_nothing(patch: Patch) -> None:
-    """It does not say that it starts."""
+    """It does not show that it is another process."""
     original = Guard.ShareFailures
 
     async def share(guard: Guard, request: ShareFailuresRequest, incoming: Any) -> Any:
-        request.starting = False
+        request.process = ""
         return await original(guard, request, incoming)
 
     patch.setattr(Guard, "ShareFailures", share)

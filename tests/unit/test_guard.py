@@ -11,6 +11,8 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_MISMATCH,
     PASSWORD_OUTCOME_UNKNOWN,
     PASSWORD_OUTCOME_VERIFIED,
+    GuessFailures,
+    ShareFailuresRequest,
     VerifyPasswordRequest,
     VerifyPasswordResponse,
 )
@@ -18,11 +20,13 @@ from duohuo.v1.session_service_pb2 import LoginRequest, Session
 from runtime.dispatcher import Incoming
 from runtime.endpoint import Call, Reply
 from runtime.errors import RpcError, unreachable
+from runtime.grpc_client import MESSAGE_BYTES_MAX
+from runtime.guesses import COUNTERS_MAX, HEAL_MS
 from runtime.mesh import Mesh
 from runtime.placement import slot_of
 from runtime.store import SqliteStore
 from session_svc import store as units
-from session_svc.guard import Allowances, Guard
+from session_svc.guard import SHARED_MAX, Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
 from tests.fakes import SEAL, FakeClock, RecordingEndpoint, account, site, temporary_store
@@ -163,3 +167,13 @@ async def test_what_was_not_looked_at_is_no_failure(center: Center) -> None:
         assert (await center.refusal(WRONG)).reason != "BAD_CREDENTIALS"
     center.is_away = False
     assert (await center.login(RIGHT)).account_id
+
+
+def test_the_most_that_is_told_at_once_fits_into_a_message() -> None:
+    counts = {f"{'c' * 16}-{number:032x}": 2**62 for number in range(COUNTERS_MAX)}
+    told = [
+        GuessFailures(key=number.to_bytes(16), counts=counts, age_ms=HEAL_MS)
+        for number in range(SHARED_MAX)
+    ]
+    request = ShareFailuresRequest(center="c" * 16, process="c" * 49, failures=told)
+    assert request.ByteSize() < MESSAGE_BYTES_MAX

@@ -148,6 +148,14 @@ def test_what_was_only_heard_is_told_once_to_who_knows_nothing() -> None:
     assert b.guesses.since(told, 100) == ([], told)
 
 
+def test_attempts_that_go_on_take_no_place_of_what_is_told() -> None:
+    place = Place("a")
+    place.fail()
+    for number in range(10):
+        place.begin(f"user {number}")
+    assert len(place.guesses.since(0, 1)[0]) == 1
+
+
 def test_a_failure_is_as_old_elsewhere_as_it_is() -> None:
     a, b = Place("a"), Place("b")
     a.fail(3)
@@ -181,7 +189,10 @@ def test_counts_of_endless_processes_are_not_kept() -> None:
     place = Place("a")
     for number in range(guesses.COUNTERS_MAX + 10):
         place.guesses.merge(guesses.Failures(b"key", {f"p{number}": 1}, 0))
-    assert len(place.guesses.since(0, 1)[0][0].counts) == guesses.COUNTERS_MAX
+    place.guesses.merge(guesses.Failures(b"key", {"p0": 5}, 0))
+    (kept,) = place.guesses.since(0, 10)[0]
+    assert len(kept.counts) == guesses.COUNTERS_MAX
+    assert kept.counts["p0"] == 5
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
