@@ -4,14 +4,15 @@
     ca.key        the key of that one
     next.crt, next.key    its successor, while there is one that is trusted and issues nothing yet
     revoked       serial numbers that are not to be trusted any more
-    <center>/<process>.crt, .key    one for each process
+    <center>/<process>.crt, .key    one for each process, and one for the NATS server
 
 A center needs its own directory, `ca.crt` and `revoked`; keys of authorities stay with whoever issues.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -81,9 +82,21 @@ class Authority:
         self._write("ca.key", _key_pem(key))
         return True
 
+    def ensure_center(self, center: str, processes: Mapping[str, Iterable[str]]) -> None:
+        """Issues what a center's processes and its NATS server need, unless there are good ones.
+
+        `processes` says which roles each serves.
+        """
+        for process, roles in processes.items():
+            self.ensure(center, process, roles)
+        # A local mesh has no name service; NATS servers that call each other there have addresses alone.
+        self._ensure(center, "nats", [name_of("nats", center), "127.0.0.1"])
+
     def ensure(self, center: str, process: str, roles: Iterable[str]) -> None:
         """Issues the certificate of a process that serves these roles unless there is a good one."""
-        names = [name_of(role, center) for role in sorted(roles)]
+        self._ensure(center, process, [name_of(role, center) for role in sorted(roles)])
+
+    def _ensure(self, center: str, process: str, names: Sequence[str]) -> None:
         present = self._read_issued(center, process)
         if present is None or present.names != names or present.is_due(self.now):
             self.issue(center, process, names)
@@ -93,7 +106,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         issuer, issuer_key = self.trusted()[0], self._load_key("ca.key")
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{process}.{center}")])
-        alternatives = [x509.DNSName(name) for name in names]
+        alternatives = [_general_name(name) for name in names]
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         certificate = (
             self._builder(subject, issuer.subject, DAYS)
@@ -250,6 +263,13 @@ def _load_all(path: Path) -> list[x509.Certificate]:
 def _alternative_names(certificate: x509.Certificate) -> Sequence[x509.GeneralName]:
     extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     return list(extension.value)
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _pem(*certificates: x509.Certificate) -> bytes:

@@ -48,7 +48,7 @@ async def init(
     directory: Directory = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Make an authority, and a certificate for each center and role.
+    """Make an authority, and a certificate for each center and role, and for its NATS server.
 
     Example: duohuo certs init --centers a,b --directory certs
 
@@ -64,12 +64,11 @@ async def init(
     with _told():
         made = authority.init()
         for center in names:
-            for role in ROLES:
-                authority.ensure(center, role, [role])
+            authority.ensure_center(center, {role: [role] for role in ROLES})
     say(
         output,
         f"{'Made an' if made else 'There is an'} authority in {authority.directory}, with a certificate "
-        "for each center and role. Keep ca.key where nobody but you gets at it.",
+        "for each center and role, and its NATS server. Keep ca.key where nobody but you gets at it.",
         {"directory": str(authority.directory), "made": made, "centers": names},
     )
 

@@ -86,6 +86,18 @@ def config_name(process: str) -> str:
     return "center.toml" if process == "serve" else f"{process}.toml"
 
 
+def nats_password_file(directory: Path, process: str) -> Path:
+    """Where the NATS password of a process is, in the directory of its center."""
+    return directory / f"{process}.nats-password"
+
+
+def nats_certificate_files(state_dir: Path, center: str) -> tuple[Path, Path, Path]:
+    """The certificate of a center's NATS server, its key, and whom it trusts."""
+    certificates = state_dir / mesh_file.CERTIFICATES_NAME
+    own = certificates / center / "nats"
+    return own.with_suffix(".crt"), own.with_suffix(".key"), certificates / "ca.crt"
+
+
 def settings(
     center: str,
     processes: Mapping[str, Sequence[str]],
@@ -116,8 +128,8 @@ def settings(
         "tls_key_file": str(certificates / center / f"{process}.key"),
         "tls_authorities_file": str(certificates / "ca.crt"),
         "tls_revoked_file": str(certificates / "revoked"),
-        "nats_url": f"nats://{address(own.nats)}",
-        "nats_password_file": str(state_dir / mesh_file.NATS_PASSWORD_NAME),
+        "nats_url": f"tls://{address(own.nats)}",
+        "nats_password_file": str(nats_password_file(state_dir / center, process)),
         "token_key_file": str(state_dir / mesh_file.TOKEN_KEY_NAME),
         "operators_file": str(state_dir / mesh_file.OPERATORS_NAME),
     }
@@ -158,8 +170,7 @@ def _secret(path: Path) -> str:
 
 def write_configs(state_dir: Path, ports: PortPlan, *, split: bool) -> None:
     """Makes the mesh's secrets, and what `write_config` makes of all centers. Raises OSError."""
-    names = (mesh_file.NATS_PASSWORD_NAME, mesh_file.TOKEN_KEY_NAME, mesh_file.OPERATOR_TOKEN_NAME)
-    for name in names:
+    for name in (mesh_file.TOKEN_KEY_NAME, mesh_file.OPERATOR_TOKEN_NAME):
         _secret(state_dir / name)
     operators = state_dir / mesh_file.OPERATORS_NAME
     if not operators.exists():
@@ -176,8 +187,7 @@ def certify(state_dir: Path, centers: Sequence[str], *, split: bool) -> None:
         made = authority.Authority(state_dir / mesh_file.CERTIFICATES_NAME, authority.now())
         made.init()
         for center in centers:
-            for process, roles in roles_by_process(split=split).items():
-                made.ensure(center, process, roles)
+            made.ensure_center(center, roles_by_process(split=split))
     except authority.AuthorityError as error:
         raise StartError(str(error)) from None
 
@@ -187,6 +197,7 @@ def write_config(state_dir: Path, ports: PortPlan, center: str, *, split: bool) 
     own, directory = ports.centers[center], state_dir / center
     for part in (directory, directory / "stores", directory / "nats"):
         part.mkdir(mode=0o700, exist_ok=True)
+    processes = roles_by_process(split=split)
     server = nats_config.NatsServer(
         center=center,
         client_port=own.nats,
@@ -194,10 +205,14 @@ def write_config(state_dir: Path, ports: PortPlan, center: str, *, split: bool) 
         monitor_port=own.nats_monitor,
         links=own.nats_links,
         store_dir=directory / "nats",
-        password=_secret(state_dir / mesh_file.NATS_PASSWORD_NAME),
+        certificate_files=nats_certificate_files(state_dir, center),
+        clients=[
+            nats_config.NatsClient(users, _secret(nats_password_file(directory, process)))
+            for process, roles in processes.items()
+            if (users := [role for role in roles if role != "gateway"])
+        ],
     )
     mesh_file.write_private(directory / "nats.conf", nats_config.render(server))
-    processes = roles_by_process(split=split)
     for process in processes:
         text = to_toml(settings(center, processes, process, ports, state_dir))
         mesh_file.write_private(directory / config_name(process), text)

@@ -16,7 +16,6 @@ LinkState = Literal["up", "cut"]
 
 FILE_NAME = "mesh.json"
 LOCK_NAME = "mesh.lock"
-NATS_PASSWORD_NAME = "nats-password"  # noqa: S105 - a file's name
 TOKEN_KEY_NAME = "token-key"  # noqa: S105 - a file's name
 CERTIFICATES_NAME = "certs"
 OPERATOR_TOKEN_VARIABLE = "DUOHUO_OPERATOR_TOKEN"  # noqa: S105 - a variable's name

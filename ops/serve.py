@@ -24,7 +24,7 @@ from ops import wiring
 from runtime import logging, telemetry
 from runtime.center import LocalCenter
 from runtime.clock import SystemClock
-from runtime.config import CenterSettings
+from runtime.config import CenterSettings, load
 from runtime.credentials import CredentialFiles, Credentials, CredentialsError
 from runtime.destinations import Destinations, system_resolve
 from runtime.dispatcher import Dispatcher
@@ -99,7 +99,7 @@ async def _start(
     )
     closing.callback(telemetry.start(settings.center, settings.roles, [spans], otlp))
 
-    own = _mesh_credentials(settings, clock)
+    own = mesh_credentials(settings, clock)
     credentials = [own]
 
     def channel(center: str, role: str, address: str) -> GrpcEndpoint:
@@ -127,7 +127,7 @@ async def _start(
         settings.lone_start,
         settings.log_entries_max,
     )
-    nats = NatsAccess(settings.center, settings.nats_url, _secret(settings.nats_password_file))
+    nats = nats_access(settings, own)
     closing.push_async_callback(nats.close)
     passwords = Argon2Passwords(settings.argon2_memory_kib, settings.argon2_time_cost)
     closing.callback(passwords.close)
@@ -207,8 +207,21 @@ async def _start(
     return mesh, center, servers, credentials
 
 
-def _mesh_credentials(settings: CenterSettings, clock: SystemClock) -> Credentials:
-    """Raises StartError unless they can be used now."""
+def nats_access(settings: CenterSettings, credentials: Credentials) -> NatsAccess:
+    """How this process reaches its center's NATS server. Raises StartError."""
+    roles = settings.bus_roles
+    password = _secret(settings.nats_password_file) if roles else ""
+    return NatsAccess(settings.center, settings.nats_url, roles, password, credentials)
+
+
+def nats_access_of(config: Path) -> NatsAccess:
+    """What the process with this settings file has, for benchmarks and tests. Raises StartError."""
+    settings = load(config)
+    return nats_access(settings, mesh_credentials(settings, SystemClock()))
+
+
+def mesh_credentials(settings: CenterSettings, clock: SystemClock) -> Credentials:
+    """What this process shows the others. Raises StartError unless it can be used now."""
     files = CredentialFiles(
         settings.tls_certificate_file,
         settings.tls_key_file,

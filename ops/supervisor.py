@@ -26,6 +26,7 @@ from ops.local_config import (
     environment,
     find_nats_server,
     locked,
+    nats_certificate_files,
     roles_by_process,
     settings,
     write_config,
@@ -33,10 +34,11 @@ from ops.local_config import (
 )
 from ops.mesh_file import CenterState, CenterView, MeshView
 from ops.ports import HOST, CenterPorts, address, plan
+from runtime.credentials import stamp_of
 
 NATS_READY_TIMEOUT_S = 10.0
 NATS_RETRY_DELAY_S_MAX = 10.0
-STREAMS_CHECK_INTERVAL_S = 1.0
+NATS_FILES_CHECK_INTERVAL_S = 1.0
 SERVE_READY_TIMEOUT_S = 20.0
 # -P: a directory `ops` or `runtime` where the user happens to be must not be taken for ours.
 SERVE_COMMAND = (sys.executable, "-P", "-m", "ops.main", "serve")
@@ -82,6 +84,7 @@ class _Center:
         name: str,
         ports: CenterPorts,
         directory: Path,
+        nats_certificate_files: Sequence[Path],
         children: Sequence[Child],
         prepare: Callable[[], None],
         changed: Callable[[], None],
@@ -91,6 +94,7 @@ class _Center:
         self.state: CenterState = "stopped"
         self._ports = ports
         self._directory = directory
+        self._nats_certificate_files = nats_certificate_files
         self._nats, *self._services = children
         self._prepare = prepare
         self._changed = changed
@@ -104,7 +108,7 @@ class _Center:
             state=self.state,
             gateway=address(self._ports.gateway),
             operator=address(self._ports.operator),
-            nats=f"nats://{address(self._ports.nats)}",
+            nats=f"tls://{address(self._ports.nats)}",
             nats_monitor=f"http://{address(self._ports.nats_monitor)}",
             logs=str(self._directory),
             pids={child.name: child.pid for child in self._children() if child.pid is not None},
@@ -175,6 +179,7 @@ class _Center:
     async def _start_child(self, child: Child) -> None:
         if child.pid is not None:
             return
+        certificates = stamp_of(self._nats_certificate_files)
         try:
             await child.start()
         except OSError as error:
@@ -192,7 +197,7 @@ class _Center:
             ready.cancel()
         if ready.done() and not ready.cancelled() and ready.exception() is None:
             if child is self._nats:
-                self._watching = asyncio.create_task(self._watch_streams(child.ended))
+                self._watching = asyncio.create_task(self._watch_nats(child.ended, certificates))
             return
         raise self._start_error(child, "ended" if child.ended.done() else "was not ready in time")
 
@@ -254,21 +259,26 @@ class _Center:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, NATS_RETRY_DELAY_S_MAX)
 
-    async def _watch_streams(self, ended: asyncio.Task[int]) -> None:
-        """Ends NATS once files of its streams have vanished; then it is started again, without them.
+    async def _watch_nats(self, ended: asyncio.Task[int], certificates: Sequence[object]) -> None:
+        """Has NATS read its certificates again when they have changed, and ends it once files of its
+        streams have vanished; then it is started again, without them.
 
         It would go on, and call itself healthy, but take nothing more from the moment it has to open
         one of them again. Nobody may delete a stream, so what was there must be there.
         """
         streams: set[str] = set()
         while not ended.done():
+            now = stamp_of(self._nats_certificate_files)
+            if now != certificates:
+                self._nats.signal(signal.SIGHUP)
+            certificates = now
             there = {path for path, _, _ in os.walk(self._directory / "nats" / "jetstream")}
             if streams - there:
                 self._say(f"files of NATS of center {self.name} have vanished.")
                 self._nats.signal(signal.SIGKILL)
                 return
             streams = there
-            await asyncio.sleep(STREAMS_CHECK_INTERVAL_S)
+            await asyncio.sleep(NATS_FILES_CHECK_INTERVAL_S)
 
     def _is_nats_missing(self) -> bool:
         return self.state in ("running", "failed") and self._nats.pid is None
@@ -330,7 +340,14 @@ class Supervisor:
             ]
             prepare = partial(write_config, self._state_dir, self._ports, name, split=split)
             self._centers[name] = _Center(
-                name, own, directory, children, prepare, self._publish, say
+                name,
+                own,
+                directory,
+                nats_certificate_files(self._state_dir, name),
+                children,
+                prepare,
+                self._publish,
+                say,
             )
 
     async def start(self) -> MeshView:

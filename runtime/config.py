@@ -63,12 +63,10 @@ class CenterSettings(BaseSettings):
     public_tls_certificate_file: Path | None = None
     """The certificate for users and operators, PEM; without one, their ports speak no TLS."""
     public_tls_key_file: Path | None = None
-    nats_url: Annotated[str, StringConstraints(pattern=r"^nats://.+:\d+$")] = (
-        "nats://127.0.0.1:7103"
-    )
-    """This center's NATS server."""
-    nats_password_file: Path
-    """Holds the password of this center's NATS users."""
+    nats_url: Annotated[str, StringConstraints(pattern=r"^tls://.+:\d+$")] = "tls://127.0.0.1:7103"
+    """This center's NATS server. Its certificate names it as `nats.<center>.duohuo.internal`."""
+    nats_password_file: Path | None = None
+    """Holds the password of this process's NATS users (every role but the gateway's)."""
     token_key_file: Path
     """Holds a key, the same in all centers, by which they tell session tokens from made-up ones. To
     exchange it: put the new one on a second line everywhere, then first, then take the old one away."""
@@ -122,6 +120,11 @@ class CenterSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
+    @property
+    def bus_roles(self) -> list[str]:
+        """Those that use NATS."""
+        return [role for role in self.roles if role != "gateway"]
+
     @model_validator(mode="after")
     def _consistent(self) -> "CenterSettings":
         if self.center not in self.centers:
@@ -134,6 +137,8 @@ class CenterSettings(BaseSettings):
             raise ValueError(f"role_addresses lacks {', '.join(sorted(unknown_roles))}")
         if "gateway" in self.roles and self.operators_file is None:
             raise ValueError("operators_file is needed by the gateway role")
+        if self.bus_roles and self.nats_password_file is None:
+            raise ValueError("nats_password_file is needed by every role but the gateway's")
         if (self.public_tls_certificate_file is None) is not (self.public_tls_key_file is None):
             raise ValueError("public_tls_certificate_file and public_tls_key_file go together")
         if self.smtp_host is not None and self.smtp_from is None:

@@ -1,11 +1,12 @@
-"""The certificate of this process, and whom it trusts: TLS for gRPC.
+"""The certificate of this process, and whom it trusts: TLS for gRPC and NATS.
 
 Files are read again when they change, so that certificates and authorities are exchanged without a restart:
 servers show the new one at the next handshake, clients open new connections and let old ones end.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Credentials:
         refused: Sequence[object] = ()
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
-            stamp = _stamp(self._files)
+            stamp = stamp_of(_paths(self._files))
             if stamp in (self._read.stamp, refused):
                 continue
             try:
@@ -103,6 +104,13 @@ class Credentials:
         read = self._read
         return grpc.ssl_channel_credentials(read.authorities, read.key, read.certificate)
 
+    def for_client(self) -> ssl.SSLContext:
+        """For a connection other than gRPC's. Raises OSError while its files are being exchanged."""
+        assert self._read.authorities is not None  # noqa: S101 - only users need not be known
+        context = ssl.create_default_context(cadata=self._read.authorities.decode("ascii"))
+        context.load_cert_chain(self._files.certificate, self._files.key)
+        return context
+
     def caller(self, auth: Mapping[str, Sequence[Any]], forwarded: str, here: str) -> str:
         """Who calls over a connection with this authentication context.
 
@@ -130,10 +138,10 @@ def _paths(files: CredentialFiles) -> list[Path]:
     return [path for path in wanted if path is not None]
 
 
-def _stamp(files: CredentialFiles) -> Sequence[object]:
+def stamp_of(paths: Iterable[Path]) -> Sequence[object]:
     """Differs once a file has changed. What is not there has a stamp as well."""
     stamps: list[object] = []
-    for path in _paths(files):
+    for path in paths:
         try:
             stat = path.stat()
         except OSError:
@@ -144,7 +152,7 @@ def _stamp(files: CredentialFiles) -> Sequence[object]:
 
 
 def _read(files: CredentialFiles) -> _Read:
-    stamp = _stamp(files)
+    stamp = stamp_of(_paths(files))
     try:
         certificate, key = files.certificate.read_bytes(), files.key.read_bytes()
         authorities = files.authorities.read_bytes() if files.authorities else None

@@ -9,17 +9,19 @@ A publish acknowledgement means page cache, the deduplication window drops re-us
 wiped stream comes back empty: so no `Nats-Msg-Id` is sent, streams and consumers are made again
 whenever they are missing, and nothing is ever forgotten because JetStream has it.
 
+Servers and clients show certificates; what a process may publish and take goes by its user (`user_of`).
+
 A stream that was wiped or rolled back numbers its messages from further back. A server that sources it
 ignores them until they pass the number reached before, and acknowledges what it has not seen. Only
 joining the source anew mends that: it is done when nothing arrives although there is something (`doubt`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import nats
 import nats.errors
 import nats.js.errors
 import structlog
@@ -42,10 +44,13 @@ from nats.js.api import (
 
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord
 from runtime import telemetry
+from runtime.credentials import Credentials
+from runtime.identity import name_of
 from sync_bus.bus import BusFault, Delivery
 
 _logger = structlog.get_logger()
 
+CONNECT_TIMEOUT_S = 5.0
 FETCH_ENTRIES_MAX = 500
 FETCH_TIMEOUT_S = 1.0
 PROVISION_EVERY_IDLE_FETCHES = 5
@@ -55,57 +60,94 @@ STREAM_BYTES_MAX = 256 * 1024 * 1024
 _FAULTS = (nats.errors.Error, OSError, TimeoutError)
 
 
+def user_of(account: str, roles: Iterable[str]) -> str:
+    """The user, in a NATS account, of a process with these roles: it publishes and takes theirs alone."""
+    return "-".join((account.replace("_", "-").lower(), *sorted(roles)))
+
+
 @dataclass(slots=True)
 class NatsAccess:
-    """How to reach this center's NATS server. One connection per NATS account, made when needed."""
+    """How a process reaches its center's NATS server. One connection per NATS account, made when needed."""
 
     center: str
     url: str
+    roles: Sequence[str]
+    """Those of this process that use the bus."""
     password: str = field(repr=False)
-    clients: dict[str, Client] = field(default_factory=dict)
-    contexts: dict[str, JetStreamContext] = field(default_factory=dict)
+    credentials: Credentials
+    connections: dict[str, "_Connection"] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def jetstream(self, user: str) -> JetStreamContext:
-        """The JetStream of the user's account, the same object every time. Raises BusFault."""
+    async def jetstream(self, account: str) -> JetStreamContext:
+        """The JetStream of an account, the same object until certificates change. Raises BusFault."""
         async with self.lock:
-            if user not in self.clients or self.clients[user].is_closed:
-                self.clients[user] = await self._connect(user)
-                # Each context subscribes to its own acknowledgements for ever: never one per use.
-                self.contexts[user] = self.clients[user].jetstream(timeout=2)
-        if not self.clients[user].is_connected:
+            connection = self.connections.get(account)
+            if connection is None or not self.is_current(connection.context):
+                if connection is not None:
+                    await connection.client.close()
+                connection = self.connections[account] = await self._connect(account)
+        if not connection.client.is_connected:
             # nats-py would keep what is published now, and send it again on top of our own retries.
             raise BusFault
-        return self.contexts[user]
+        return connection.context
+
+    def is_current(self, context: JetStreamContext) -> bool:
+        """Is its connection open, and with the certificates of now?"""
+        return any(
+            each.context is context
+            and each.generation == self.credentials.generation
+            and not each.client.is_closed
+            for each in self.connections.values()
+        )
 
     async def close(self) -> None:
-        for client in self.clients.values():
-            await client.close()
+        for connection in self.connections.values():
+            await connection.client.close()
 
-    async def _connect(self, user: str) -> Client:
+    async def _connect(self, account: str) -> "_Connection":
+        client, user = Client(), user_of(account, self.roles)
+
         async def tell(error: Exception) -> None:
             """Faults show as time-outs of what was asked; but what is not allowed shows nowhere else."""
-            if "permissions violation" in str(error).lower():
+            if isinstance(error, ssl.SSLError) or "violation" in str(error).lower():
                 _logger.error("NATS does not allow this", user=user, error=str(error))
 
-        host, _, port = self.url.removeprefix("nats://").partition(":")
+        host, _, port = self.url.removeprefix("tls://").partition(":")
+        generation = self.credentials.generation
         try:
             # nats-py waits two seconds and logs when nobody listens; a plain connect knows at once.
             _, writer = await asyncio.open_connection(host, int(port))
             writer.close()
-            return await nats.connect(
-                self.url,
-                user=user,
-                password=self.password,
-                name=f"duohuo {self.center} {user}",
-                error_cb=tell,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                ping_interval=2,
-                max_outstanding_pings=2,
-            )
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):  # by itself it would try for ever
+                await client.connect(
+                    self.url,
+                    tls=self.credentials.for_client(),
+                    tls_hostname=name_of("nats", self.center),
+                    # Or else a server that asks for no TLS would be shown the password.
+                    tls_handshake_first=True,
+                    user=user,
+                    password=self.password,
+                    name=f"duohuo {self.center} {user}",
+                    error_cb=tell,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                )
         except _FAULTS as error:
+            await client.close()
             raise BusFault from error
+        # Each context subscribes to its own acknowledgements for ever: never one per use.
+        return _Connection(client, client.jetstream(timeout=2), generation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """`generation` is that of the certificates it was made with."""
+
+    client: Client
+    context: JetStreamContext
+    generation: int
 
 
 class JetStreamBus:
@@ -119,7 +161,7 @@ class JetStreamBus:
         self._doubted: set[str] = set()
 
     async def last_published(self, topic: str) -> LogEntry | None:
-        jetstream = await self._access.jetstream("ev")
+        jetstream = await self._access.jetstream("EV")
         try:
             await self._provision_out(jetstream)
             last = await jetstream.get_last_msg(f"OUT_{self._center}", self._subject(topic))
@@ -132,7 +174,7 @@ class JetStreamBus:
         return None
 
     async def publish(self, topic: str, entries: Sequence[LogEntry]) -> None:
-        jetstream = await self._access.jetstream("ev")
+        jetstream = await self._access.jetstream("EV")
         subject = self._subject(topic)
         acknowledged: list[asyncio.Future[object]] = []
         try:
@@ -148,7 +190,7 @@ class JetStreamBus:
                 future.cancel()
 
     async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
-        jetstream = await self._access.jetstream(f"in-{source}")
+        jetstream = await self._access.jetstream(f"IN_{source}")
         try:
             await self._provision_in(jetstream, source)
             subscription = await jetstream.pull_subscribe_bind(
@@ -158,7 +200,7 @@ class JetStreamBus:
             raise BusFault from error
         try:
             idle_fetches = 0
-            while True:
+            while self._access.is_current(jetstream):
                 try:
                     messages = await subscription.fetch(FETCH_ENTRIES_MAX, timeout=FETCH_TIMEOUT_S)
                 except TimeoutError:  # nats-py's own subclass or, on some ways out, the plain one
@@ -173,6 +215,7 @@ class JetStreamBus:
                 self._doubted.discard(source)
                 if messages:
                     yield _delivery(messages)
+            raise BusFault
         except _FAULTS as error:
             raise BusFault from error
         finally:
@@ -288,7 +331,7 @@ class JetStreamBus:
         with suppress(nats.js.errors.NotFoundError):
             await jetstream.update_stream(_received(source, [], bytes_max=1))
         # Without somewhere to reply to, the server does nothing; no reply can come back over the link.
-        await self._access.clients[f"in-{source}"].publish(
+        await self._access.connections[f"IN_{source}"].client.publish(
             f"$JS.{source}.API.CONSUMER.RESET.OUT_{source}.to-{self._center}",
             b'{"seq": 1}',
             reply=f"$JSC.R.to-{self._center}",

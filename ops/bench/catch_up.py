@@ -25,11 +25,13 @@ from ops.bench.benchmark import Benchmark, Figures, Setup
 from ops.bench.calls import Calls
 from ops.bench.mesh import command_center, processor_s, running_mesh
 from ops.client import Client, Login, Sessions, ask_operator
+from ops.local_config import config_name
 from ops.output import Failure
+from ops.serve import nats_access_of
 from ops.status import duration
 from runtime.errors import RpcError
 from sync_bus.bus import BusFault
-from sync_bus.jetstream import JetStreamBus, NatsAccess
+from sync_bus.jetstream import JetStreamBus
 
 SOURCE, BACK = "a", "b"
 LEDGER, CHANGES = "ledger", "changes"
@@ -227,9 +229,7 @@ def _every(parts: int, entries: int, tell: Callable[[str], None]) -> Callable[[i
 async def _wait_published(head: int, setup: Setup) -> None:
     """Until the source's JetStream holds what was made: an outage lasts longer than publishing does."""
     setup.tell(f"waiting until {SOURCE} has published them to its JetStream")
-    mesh = mesh_file.read(setup.directory)
-    password = (setup.directory / mesh_file.NATS_PASSWORD_NAME).read_text().strip()
-    access = NatsAccess(SOURCE, mesh.centers[SOURCE].nats, password)
+    access = nats_access_of(setup.directory / SOURCE / config_name("serve"))
     bus = JetStreamBus(access, "transfer", [BACK])
     try:
         async with asyncio.timeout(PUBLISHED_WITHIN_S):

@@ -12,10 +12,11 @@ from typing import Any
 from duohuo.internal.v1.log_pb2 import LogEntry, LogRecord, ProfileChanged
 from duohuo.v1.account_service_pb2 import Account, RegisterRequest
 from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest, RoadStatus
-from ops import mesh_file, verify
+from ops import verify
 from ops.client import ask_operator
 from ops.drill import identifier_of
 from ops.nemesis.stage import RealMesh
+from ops.serve import nats_access_of
 from ops.simulation import checks
 from ops.simulation.history import History, Outcome
 from ops.simulation.workload import Workload
@@ -24,7 +25,7 @@ from runtime.errors import RpcError
 from runtime.ids import RandomIds
 from runtime.methods import method
 from sync_bus.bus import BusFault
-from sync_bus.jetstream import JetStreamBus, NatsAccess
+from sync_bus.jetstream import JetStreamBus
 from tests.integration.conftest import PASSWORD, RunningMesh
 
 USERS = 6
@@ -147,8 +148,7 @@ class Load:
     async def fill_jetstream(self, center: str) -> None:
         """Makes a center publish 10 MB that no service knows: more than one file of a stream holds,
         and so many messages that all others together would not reach their number."""
-        password = (self.stage.state / mesh_file.NATS_PASSWORD_NAME).read_text().strip()
-        access = NatsAccess(center, self.stage.view().centers[center].nats, password)
+        access = nats_access_of(self.stage.state / center / "center.toml")
         peers = [name for name in self.stage.names if name != center]
         bus = JetStreamBus(access, "account", peers)
         record = LogRecord(profile_changed=ProfileChanged(account_id="x" * 2500))

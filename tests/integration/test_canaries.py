@@ -111,8 +111,10 @@ def _lead_through_everything(mesh: RunningMesh, tmp_path: Path) -> tuple[dict[st
 
 def _of_the_mesh(state: Path) -> dict[str, str]:
     """What the mesh made up for itself."""
-    files = (mesh_file.OPERATOR_TOKEN_NAME, mesh_file.TOKEN_KEY_NAME, mesh_file.NATS_PASSWORD_NAME)
-    made_up = {name: (state / name).read_text().strip() for name in files}
+    files = [state / mesh_file.OPERATOR_TOKEN_NAME, state / mesh_file.TOKEN_KEY_NAME]
+    passwords = list(state.glob("*/*.nats-password"))
+    assert passwords
+    made_up = {str(path): path.read_text().strip() for path in (*files, *passwords)}
     control = json.loads((state / "mesh.json").read_text())["control_token"]
     return made_up | {"control token": control}
 

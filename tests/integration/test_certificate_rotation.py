@@ -1,6 +1,7 @@
 """Certificates and their authority are exchanged while users work: no restart, no failed request."""
 
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -88,13 +89,12 @@ def _sees(cli: Cli, center: str, peer: str) -> bool:
     return any(one["center"] == peer and one["reachable"] for one in peers)
 
 
-class Process:
-    """One process's mesh port."""
+class Listener:
+    """A port where certificates are shown and asked for: a process's mesh port, NATS's two."""
 
-    def __init__(self, state: Path, settings: Path) -> None:
-        read = tomllib.loads(settings.read_text())
-        self.host, _, self.port = read["mesh_listen"].rpartition(":")
-        self.name = name_of(settings.stem, settings.parent.name)
+    def __init__(self, state: Path, name: str, address: str) -> None:
+        self.host, _, self.port = address.rpartition(":")
+        self.name = name
         self.trusted = state / "certs" / "ca.crt"
 
     def takes(self, certificate: Path) -> bool:
@@ -126,17 +126,42 @@ class Process:
             return str(shown["serialNumber"])
 
 
+def _listeners(state: Path) -> list[Listener]:
+    found = []
+    for settings in sorted(state.glob("[ab]/*.toml")):
+        name = name_of(settings.stem, settings.parent.name)
+        found.append(Listener(state, name, tomllib.loads(settings.read_text())["mesh_listen"]))
+    for conf in sorted(state.glob("[ab]/nats.conf")):
+        name = name_of("nats", conf.parent.name)
+        addresses = re.findall(r"^ *listen: (\S+)$", conf.read_text(), re.MULTILINE)
+        found += [Listener(state, name, address) for address in addresses]
+    return found
+
+
+def _by_jetstream(mesh: RunningMesh) -> dict[str, int]:
+    """How many entries have come to each center that way."""
+    return {
+        name: sum(int(road["from_jetstream"]) for road in center["status"]["roads"])
+        for name, center in mesh.cli.json("status")["centers"].items()
+    }
+
+
+def _jetstream_goes_on(mesh: RunningMesh) -> None:
+    before = _by_jetstream(mesh)
+    wait_until(lambda: all(_by_jetstream(mesh)[name] > count for name, count in before.items()))
+
+
 def test_the_authority_is_exchanged_without_a_failed_request(
     mesh: RunningMesh, tmp_path: Path
 ) -> None:
     cli, certificates = mesh.cli, mesh.cli.state / "certs"
-    processes = [Process(cli.state, path) for path in sorted(cli.state.glob("[ab]/*.toml"))]
-    assert len(processes) == 8
+    listeners = _listeners(cli.state)
+    assert len(listeners) == 8 + 4
     pids = mesh.pids()
     before = tmp_path / "before"
     shutil.copytree(certificates, before)
     old = before / "b" / "gateway.crt"
-    assert all(process.takes(old) for process in processes)
+    assert all(one.takes(old) for one in listeners)
 
     with Customer(mesh) as customer:
         customer.pays_on()
@@ -147,26 +172,27 @@ def test_the_authority_is_exchanged_without_a_failed_request(
             shutil.copy(successor / f"next.{suffix}", successor / f"ca.{suffix}")
         Authority(successor, now()).renew(everything=True)
         early = successor / "b" / "gateway.crt"
-        wait_until(lambda: all(process.takes(early) for process in processes))
+        wait_until(lambda: all(one.takes(early) for one in listeners))
         customer.pays_on()
 
         assert cli.json("certs", "rotate-ca")["step"] == "issue"
         issued = cli.json("certs", "show")["certificates"]
-        assert len({one["serial"] for one in issued}) == 8
+        assert len({one["serial"] for one in issued}) == 8 + 2
         serials = {one["serial"].upper().zfill(40) for one in issued}
-        wait_until(lambda: {process.serial(early).zfill(40) for process in processes} == serials)
+        wait_until(lambda: {one.serial(early).zfill(40) for one in listeners} == serials)
         customer.pays_on()
 
         assert cli.json("certs", "rotate-ca")["step"] == "retire"
-        wait_until(lambda: not any(process.takes(old) for process in processes))
+        wait_until(lambda: not any(one.takes(old) for one in listeners))
         customer.pays_on()
+        _jetstream_goes_on(mesh)
 
         cli.json("certs", "renew", "--all")
         renewed = {
             one["serial"].upper().zfill(40) for one in cli.json("certs", "show")["certificates"]
         }
         assert not renewed & serials
-        wait_until(lambda: {process.serial(early).zfill(40) for process in processes} == renewed)
+        wait_until(lambda: {one.serial(early).zfill(40) for one in listeners} == renewed)
         customer.pays_on()
     assert not customer.failed
     assert mesh.pids() == pids
@@ -175,5 +201,6 @@ def test_the_authority_is_exchanged_without_a_failed_request(
     cli.json("center", "start", "b")
     with Customer(mesh) as another:
         another.pays_on()
+        _jetstream_goes_on(mesh)
     assert not another.failed
     assert cli.json("verify")["passed"]

@@ -27,11 +27,12 @@ from ops.control import ControlError, request
 from ops.local_config import StartError
 from ops.mesh_file import MeshView, NoMesh
 from ops.ports import plan
+from ops.serve import nats_access_of
 from ops.supervisor import Supervisor
 from runtime import operators
 from runtime.config import load
 from sync_bus.bus import BusFault
-from sync_bus.jetstream import JetStreamBus, NatsAccess
+from sync_bus.jetstream import JetStreamBus
 
 STAND_IN = """
 import json, os, pathlib, signal, socket, sys, time, tomllib
@@ -202,8 +203,7 @@ async def meshes(state_dir: Path, port_base: int, stand_in: list[str]) -> AsyncI
 @asynccontextmanager
 async def bus(meshes: Meshes, center: str, peers: list[str]) -> AsyncIterator[JetStreamBus]:
     """The account service's bus at a center."""
-    password = (meshes.state_dir / "nats-password").read_text().strip()
-    access = NatsAccess(center, meshes.read().centers[center].nats, password)
+    access = nats_access_of(meshes.state_dir / center / "center.toml")
     try:
         yield JetStreamBus(access, "account", peers)
     finally:
@@ -745,11 +745,10 @@ class TestLinks:
 
     async def test_services_cannot_destroy_or_publish_as_others(self, meshes: Meshes) -> None:
         await meshes.make().start()
-        password = (meshes.state_dir / "nats-password").read_text().strip()
-        access = NatsAccess("a", meshes.read().centers["a"].nats, password)
+        access = nats_access_of(meshes.state_dir / "a" / "center.toml")
         try:
             await JetStreamBus(access, "account", ["b"]).last_published("accounts")
-            own = await access.jetstream("ev")
+            own = await access.jetstream("EV")
             for attack in (own.purge_stream("OUT_a"), own.delete_stream("OUT_a")):
                 with pytest.raises((nats.errors.Error, TimeoutError)):
                     await attack
@@ -761,11 +760,10 @@ class TestLinks:
 
     async def test_services_hear_only_what_is_theirs_and_it_is_logged(self, meshes: Meshes) -> None:
         await meshes.make().start()
-        password = (meshes.state_dir / "nats-password").read_text().strip()
-        access = NatsAccess("a", meshes.read().centers["a"].nats, password)
+        access = nats_access_of(meshes.state_dir / "a" / "center.toml")
         try:
-            own = await access.jetstream("ev")
-            client = access.clients["ev"]
+            own = await access.jetstream("EV")
+            client = access.connections["EV"].client
             with capture_logs() as logged:
                 await client.subscribe(">")
                 while not logged:

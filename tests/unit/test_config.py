@@ -49,7 +49,8 @@ def test_good_settings_serve_all_roles() -> None:
         ({"roles": ["kitchen"]}, "roles.0", "'gateway', 'account', 'session' or 'transfer'"),
         ({"roles": ["gateway"]}, "", "role_addresses lacks account, session, transfer"),
         ({"operators_file": None}, "", "operators_file is needed"),
-        ({"nats_url": "http://127.0.0.1:4222"}, "nats_url", "pattern"),
+        ({"nats_password_file": None}, "", "nats_password_file is needed"),
+        ({"nats_url": "nats://127.0.0.1:4222"}, "nats_url", "pattern"),
         ({"log_level": "loud"}, "log_level", "'debug', 'info', 'warning' or 'error'"),
         ({"public_listen": "7100"}, "public_listen", "pattern"),
         ({"tls_key_file": None}, "tls_key_file", "required"),
@@ -97,13 +98,13 @@ def test_the_command_line_beats_the_environment_and_that_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.toml"
-    file.write_text('log_level = "debug"\nlog_format = "text"\nnats_url = "nats://file:1"\n')
+    file.write_text('log_level = "debug"\nlog_format = "text"\nnats_url = "tls://file:1"\n')
     monkeypatch.setenv("DUOHUO_LOG_FORMAT", "json")
     monkeypatch.setenv("DUOHUO_NATS_URL", "nats://environment:1")
     monkeypatch.setenv("DUOHUO_PEER_ADDRESSES", '{"b": "environment:1"}')
     given = {name: value for name, value in GOOD.items() if name != "peer_addresses"}
-    settings = load(file, **given, nats_url="nats://given:1")
-    assert settings.nats_url == "nats://given:1"
+    settings = load(file, **given, nats_url="tls://given:1")
+    assert settings.nats_url == "tls://given:1"
     assert settings.log_format == "json"
     assert settings.log_level == "debug"
     assert settings.peer_addresses == {"b": "environment:1"}

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from fnmatch import fnmatch
 from functools import cache
@@ -22,7 +22,10 @@ import yaml
 
 from duohuo.internal.v1.log_pb2 import LogEntry
 from ops import nats_config
+from ops.authority import Authority, now
 from runtime.config import ROLES, CenterSettings, load
+from runtime.credentials import CredentialFiles, Credentials
+from runtime.identity import name_of
 from sync_bus.bus import BusFault
 from sync_bus.jetstream import JetStreamBus, NatsAccess
 
@@ -117,6 +120,21 @@ def settings(center: str, workload: str) -> CenterSettings:
         return load(None, **(given | {"roles": given["roles"].split(",")}))
 
 
+def mounted_secrets(center: str, workload: str) -> dict[Path, Callable[[str], tuple[str, str]]]:
+    """By directory: which Secret's which key a file there is."""
+    volumes = {volume["name"]: volume for volume in workloads(center)[workload]["volumes"]}
+
+    def source(secret: Manifest) -> Callable[[str], tuple[str, str]]:
+        keys = {item["path"]: item["key"] for item in secret.get("items", [])}
+        return lambda name: (secret["secretName"], keys[name] if keys else name)
+
+    return {
+        Path(mount["mountPath"]): source(volumes[mount["name"]]["secret"])
+        for mount in container(center, workload)["volumeMounts"]
+        if "secret" in volumes.get(mount["name"], {})
+    }
+
+
 def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
@@ -180,15 +198,10 @@ def test_secrets_are_named_and_explained_but_not_included(center: str) -> None:
         if (key := variable.get("valueFrom", {}).get("secretKeyRef"))
     }
     for role in ROLES:
-        volumes = {volume["name"]: volume for volume in workloads(center)[role]["volumes"]}
-        mounted = {
-            Path(mount["mountPath"]): volumes[mount["name"]]["secret"]["secretName"]
-            for mount in container(center, role)["volumeMounts"]
-            if "secret" in volumes.get(mount["name"], {})
-        }
+        mounted = mounted_secrets(center, role)
         read = settings(center, role)
         named = (
-            read.nats_password_file,
+            read.nats_password_file if read.bus_roles else None,
             read.token_key_file,
             read.operators_file,
             read.tls_certificate_file,
@@ -198,14 +211,22 @@ def test_secrets_are_named_and_explained_but_not_included(center: str) -> None:
         )
         files = [path for path in named if path]
         assert {path.parent for path in files} == mounted.keys()
-        used |= {(mounted[path.parent], path.name) for path in files}
+        used |= {mounted[path.parent](path.name) for path in files}
+    certificate = mounted_secrets(center, "nats")[Path("/run/secrets/certificate")]
+    used |= {certificate(name) for name in ("tls.crt", "tls.key", "ca.crt", "revoked")}
     readme = (K8S / "README.md").read_text()
-    explained = set(re.findall(r"create secret generic (\w+) --from-literal=(\w+)=", readme))
+    explained = {
+        (name, key)
+        for name, keys in re.findall(
+            r"create secret generic (\w+)((?:\s*(?:\\\n)?\s*--from-literal=\w+=\S.*?)+)\n", readme
+        )
+        for key in re.findall(r"--from-literal=(\w+)=", keys)
+    }
     for keys in re.findall(
         r"create secret generic certificate-\$role((?:\s|\S)*?)\n +done", readme
     ):
         found = re.findall(r"--from-file=([a-z.]+)=", keys)
-        explained |= {(f"certificate-{role}", key) for role in ROLES for key in found}
+        explained |= {(f"certificate-{role}", key) for role in (*ROLES, "nats") for key in found}
     assert used == explained
 
 
@@ -275,7 +296,7 @@ def test_process_reaches_the_others(center: str, role: str) -> None:
     assert role not in read.role_addresses
     for other, address in read.role_addresses.items():
         assert leads_to(center, address) == (other, port_of(settings(center, other).mesh_listen))
-    assert leads_to(center, read.nats_url.removeprefix("nats://"))[0] == "nats"
+    assert leads_to(center, read.nats_url.removeprefix("tls://"))[0] == "nats"
     for peer, address in read.peer_addresses.items():
         mesh_port = port_of(settings(peer, "gateway").mesh_listen)
         assert behind(peer, "mesh", port_of(address)) == ("gateway", mesh_port)
@@ -318,7 +339,10 @@ def test_nats_server_accepts_its_configuration(center: str, tmp_path: Path) -> N
     volume = next(v for v in workloads(center)["nats"]["volumes"] if v["name"] == mount["name"])
     data = named(center, "ConfigMap", volume["configMap"]["name"])["data"]
     conf = tmp_path / Path(path).name
-    conf.write_text(data[conf.name].replace('"/data"', f'"{tmp_path}"'))
+    certify(tmp_path)
+    conf.write_text(
+        with_certificates(data[conf.name], center, tmp_path).replace("/data", str(tmp_path))
+    )
     done = subprocess.run(
         [BIN / "nats-server", flag, conf, "-t"],
         env=environment(center, "nats"),
@@ -332,11 +356,13 @@ def test_nats_server_accepts_its_configuration(center: str, tmp_path: Path) -> N
 @each_center
 def test_nats_users_have_the_rights_that_they_have_on_a_laptop(center: str) -> None:
     def users_and_subjects(conf: str) -> tuple[list[str], list[str]]:
-        users = re.findall(r'user: "?([\w-]+)', conf)
-        return users, sorted(re.findall(r'"([\w$*-]+(?:\.[\w$*>-]+)+)"', conf))
+        users = re.findall(r'user: "?([\w.-]+)', conf)
+        return users, sorted(re.findall(r'"((?:ev|deliver|_INBOX|\$JSC?)\.[^"]+)"', conf))
 
     links = dict.fromkeys(set(CENTERS) - {center}, 1)
-    laptop = nats_config.NatsServer(center, 1, 1, 1, links, Path("/data"), PASSWORD)
+    files = (Path("tls.crt"), Path("tls.key"), Path("ca.crt"))
+    clients = [nats_config.NatsClient([role], PASSWORD) for role in ROLES if role != "gateway"]
+    laptop = nats_config.NatsServer(center, 1, 1, 1, links, Path("/data"), files, clients)
     expected = users_and_subjects(nats_config.render(laptop))
     assert users_and_subjects(nats_conf(center)) == expected
 
@@ -352,10 +378,28 @@ def test_nats_server_listens_where_it_is_called_and_probed(center: str) -> None:
     assert stores[0] in {mount["mountPath"] for mount in container(center, "nats")["volumeMounts"]}
     variables = environment(center, "nats")
     assert set(re.findall(r"\$([A-Z]+_[A-Z_]+)\b(?!\.)", conf)) == set(variables)
+    dialled = dict(re.findall(r'"tls://([^"]+):(\d+)"', conf))
+    assert dialled.keys() == {name_of("nats", peer) for peer in set(CENTERS) - {center}}
     for peer in set(CENTERS) - {center}:
-        url = variables[f"NATS_LEAF_{peer.upper()}"]
-        assert url.startswith(f"nats-leaf://peer-{center}:{PASSWORD}@")
-        assert behind(peer, "nats-leaf", port_of(url)) == ("nats", leaf)
+        assert behind(peer, "nats-leaf", int(dialled[name_of("nats", peer)])) == ("nats", leaf)
+
+
+def certify(directory: Path) -> None:
+    made = Authority(directory / "certs", now())
+    made.init()
+    for center in CENTERS:
+        made.ensure_center(center, {role: [role] for role in ROLES})
+
+
+def with_certificates(conf: str, center: str, directory: Path) -> str:
+    """With files of this machine in place of those of the pod."""
+    for name, file in (("tls", f"{center}/nats"), ("ca", "ca")):
+        for suffix in ("crt", "key"):
+            conf = conf.replace(
+                f"/run/secrets/certificate/{name}.{suffix}",
+                str(directory / "certs" / f"{file}.{suffix}"),
+            )
+    return conf
 
 
 def free_ports(count: int) -> list[int]:
@@ -366,37 +410,50 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def account_files(certificates: Path, center: str) -> CredentialFiles:
+    own = certificates / center / "account"
+    return CredentialFiles(
+        own.with_suffix(".crt"), own.with_suffix(".key"), certificates / "ca.crt"
+    )
+
+
 @asynccontextmanager
 async def nats_servers(tmp_path: Path) -> AsyncIterator[dict[str, NatsAccess]]:
     """Both centers' servers, each with its own nats.conf, on ports of this machine."""
     free = free_ports(6)
     ports = {"a": free[:3], "b": free[3:]}
     servers = []
+    certify(tmp_path)
+    passwords = {f"NATS_{role.upper()}": f"{PASSWORD}{role}" for role in ROLES}
     try:
         for center, (client, monitor, leaf) in ports.items():
             conf = nats_conf(center).replace("/data", str(tmp_path / center))
+            conf = with_certificates(conf, center, tmp_path)
+            for peer, at in ports.items():
+                conf = conf.replace(f"{name_of('nats', peer)}:7422", f"127.0.0.1:{at[2]}")
             for said, port in (("4222", client), ("8222", monitor), ("7422", leaf)):
                 conf = conf.replace(f"0.0.0.0:{said}", f"127.0.0.1:{port}")
             path = tmp_path / f"{center}.conf"
             path.write_text(conf)
-            links = {
-                f"NATS_LEAF_{peer.upper()}": f"nats-leaf://peer-{center}:{PASSWORD}@127.0.0.1:{at[2]}"
-                for peer, at in ports.items()
-                if peer != center
-            }
             with (tmp_path / f"{center}.log").open("wb") as log:
                 servers.append(
                     await asyncio.create_subprocess_exec(
                         BIN / "nats-server",
                         "--config",
                         path,
-                        env={"NATS_PASSWORD": PASSWORD, **links},
+                        env=passwords,
                         stdout=log,
                         stderr=log,
                     )
                 )
         yield {
-            center: NatsAccess(center, f"nats://127.0.0.1:{client}", PASSWORD)
+            center: NatsAccess(
+                center,
+                f"tls://127.0.0.1:{client}",
+                ["account"],
+                passwords["NATS_ACCOUNT"],
+                Credentials(account_files(tmp_path / "certs", center)),
+            )
             for center, (client, _, _) in ports.items()
         }
     finally:
