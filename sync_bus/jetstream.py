@@ -105,7 +105,7 @@ class NatsAccess:
             await connection.client.close()
 
     async def _connect(self, account: str) -> "_Connection":
-        client, user = Client(), user_of(account, self.roles)
+        user = user_of(account, self.roles)
 
         async def tell(error: Exception) -> None:
             """Faults show as time-outs of what was asked; but what is not allowed shows nowhere else."""
@@ -118,10 +118,15 @@ class NatsAccess:
             # nats-py waits two seconds and logs when nobody listens; a plain connect knows at once.
             _, writer = await asyncio.open_connection(host, int(port))
             writer.close()
+            context = self.credentials.for_client()
+        except _FAULTS as error:
+            raise BusFault from error
+        client = Client()
+        try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):  # by itself it would try for ever
                 await client.connect(
                     self.url,
-                    tls=self.credentials.for_client(),
+                    tls=context,
                     tls_hostname=name_of("nats", self.center),
                     # Or else a server that asks for no TLS would be shown the password.
                     tls_handshake_first=True,
@@ -130,7 +135,7 @@ class NatsAccess:
                     name=f"duohuo {self.center} {user}",
                     error_cb=tell,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type] # which a float may be
                     ping_interval=2,
                     max_outstanding_pings=2,
                 )
