@@ -199,6 +199,7 @@ def test_the_authority_is_exchanged_without_a_failed_request(
     # What connects from now on does so with nothing that the old authority has signed.
     cli.json("center", "stop", "b")
     cli.json("center", "start", "b")
+    wait_until(lambda: _sees(cli, "a", "b"))
     with Customer(mesh) as another:
         another.pays_on()
         _jetstream_goes_on(mesh)
