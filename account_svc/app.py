@@ -58,6 +58,15 @@ class _Inspection:
                 invariant="UNIQUE",
                 center=self.site.here,
                 account_id=account_id,
+                what=f"its identifier was also claimed for account {other}",
+            )
+            for account_id, other in (yield from store.held_twice())
+        ]
+        violations += [
+            Violation(
+                invariant="UNIQUE",
+                center=self.site.here,
+                account_id=account_id,
                 what=f"account {other}, which center {source} made, claims the same identifier",
             )
             for account_id, other, source in (yield from self._claimed_twice())
@@ -68,17 +77,17 @@ class _Inspection:
         )
 
     def _claimed_twice(self) -> Unit[list[tuple[str, str, str]]]:
-        """Accounts here, and those of other centers that could not be stored beside them."""
+        """Accounts here, and those that another center says have the same identifier."""
         found = []
         for one in (yield from parked.find(None)):
             try:
-                created = LogRecord.FromString(one.record).account_created
+                record = LogRecord.FromString(one.record)
             except DecodeError:
                 continue
-            if created.identifier:
-                present = yield from store.find_by_identifier(created.identifier)
-                if present is not None and present.account_id != created.account_id:
-                    found.append((present.account_id, created.account_id, one.source))
+            for claim in (record.account_created, record.identifier_claimed):
+                present = yield from store.holder(claim.identifier)
+                if present is not None and present != claim.account_id:
+                    found.append((present, claim.account_id, one.source))
         return found
 
 

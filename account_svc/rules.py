@@ -12,6 +12,8 @@ from runtime.ids import is_client_made
 
 REQUESTS_KEPT_MS = 40 * 24 * 3600 * 1000
 """How long a request id of a profile or password is remembered: 30 days are promised, and clocks lie."""
+IDENTIFIERS_MAX = 8
+"""So many may belong to an account. Centers that do not see each other may go beyond it a little."""
 PROFILE_FIELD_LENGTH_MAX = {"display_name": 64, "language": 35, "time_zone": 64}
 
 
@@ -37,6 +39,10 @@ def check_register(request: RegisterRequest) -> str:
     password_rules.check("password", request.password, identifier)
     _check_field("display_name", request.display_name)
     return identifier
+
+
+def identifier_taken() -> RpcError:
+    return RpcError(StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN", "this identifier has an account")
 
 
 def idempotency_conflict() -> RpcError:

@@ -3,6 +3,10 @@
 Every change goes with its log entry. Passwords and profile fields carry the version that wrote them;
 a write that loses to a newer version changes nothing but the history.
 
+An identifier belongs to one account for ever: to the one registered with it (`account`), or to the one
+for which it was claimed later (`claim`). Its home center alone writes either. Which of the identifiers
+claimed for it an account uses at present is a field of its profile, which any center may write.
+
 Each write is noted with its request id and what it was asked to do, so that it is done once, wherever it is
 asked for again, and another write of the same id is a conflict. These notes alone are ever forgotten, after
 `rules.REQUESTS_KEPT_MS`; see docs/idempotency.md.
@@ -19,6 +23,7 @@ from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
     CredentialChanged,
     CredentialRenewed,
+    IdentifierClaimed,
     LogRecord,
     NotificationChanged,
     ProfileChanged,
@@ -37,12 +42,18 @@ SCHEMA = (
 CREATE TABLE IF NOT EXISTS account (
   account_id TEXT NOT NULL PRIMARY KEY, identifier TEXT NOT NULL UNIQUE, request_id TEXT NOT NULL,
   source TEXT NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claim (
+  identifier TEXT NOT NULL PRIMARY KEY, account_id TEXT NOT NULL, source TEXT NOT NULL,
+  create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS claim_by_account ON claim (account_id);
 CREATE TABLE IF NOT EXISTS credential (
   account_id TEXT NOT NULL PRIMARY KEY, password_hash TEXT NOT NULL,
   hlc INTEGER NOT NULL, center TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS profile_field (
   account_id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
   hlc INTEGER NOT NULL, center TEXT NOT NULL, PRIMARY KEY (account_id, name)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS profile_identifier ON profile_field (name)
+  WHERE name > 'identifier ' AND name < 'identifier!';
 CREATE TABLE IF NOT EXISTS history (
   account_id TEXT NOT NULL, name TEXT NOT NULL, hlc INTEGER NOT NULL, center TEXT NOT NULL,
   value TEXT NOT NULL, PRIMARY KEY (account_id, name, hlc, center)) STRICT, WITHOUT ROWID;
@@ -57,6 +68,9 @@ CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 
 PAGE_ROWS = 2000
 
+_IDENTIFIER = "identifier "
+ATTACHED, DETACHED = "attached", "detached"
+"""What the profile says of an identifier that was claimed for the account: in use, or not any more."""
 PASSWORD = "password"  # noqa: S105 - how the history calls that field
 PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
 
@@ -94,6 +108,56 @@ def find_account(account_id: str) -> Unit[AccountRow | None]:
 
 
 def find_by_identifier(identifier: str) -> Unit[AccountRow | None]:
+    """The account that uses this identifier."""
+    registered = yield from find_registered(identifier)
+    if registered is not None:
+        return registered
+    rows = yield from query(
+        "SELECT account_id FROM profile_field WHERE name = ? AND value = ?"
+        " AND name > 'identifier ' AND name < 'identifier!'",
+        identifier_field(identifier),
+        ATTACHED,
+    )
+    return (yield from find_account(rows[0][0])) if rows else None
+
+
+def identifier_field(identifier: str) -> str:
+    """The field of a profile that says whether its account uses this identifier: ATTACHED or DETACHED."""
+    return _IDENTIFIER + identifier
+
+
+def attached(account_id: str) -> Unit[list[str]]:
+    """The identifiers that the account uses besides the one it was registered with."""
+    fields = yield from profile_fields(account_id)
+    return [
+        name.removeprefix(_IDENTIFIER)
+        for name, value in fields
+        if name.startswith(_IDENTIFIER) and value == ATTACHED
+    ]
+
+
+def claims(account_id: str) -> Unit[list[str]]:
+    """The identifiers that were claimed for the account, in use or not, as far as is known here."""
+    rows = yield from query(
+        "SELECT identifier FROM claim WHERE account_id = ? ORDER BY identifier", account_id
+    )
+    return [identifier for (identifier,) in rows]
+
+
+def holder(identifier: str) -> Unit[str | None]:
+    """The account that an identifier belongs to, whether or not it uses it."""
+    registered = yield from find_registered(identifier)
+    return registered.account_id if registered else (yield from claimant(identifier))
+
+
+def claimant(identifier: str) -> Unit[str | None]:
+    """The account for which an identifier was claimed after it was registered with another one."""
+    rows = yield from query("SELECT account_id FROM claim WHERE identifier = ?", identifier)
+    return rows[0][0] if rows else None
+
+
+def find_registered(identifier: str) -> Unit[AccountRow | None]:
+    """The account that was registered with this identifier."""
     rows = yield from query(
         "SELECT account_id, identifier, request_id, source, create_ms FROM account"
         " WHERE identifier = ?",
@@ -134,14 +198,13 @@ def versions(account_id: str) -> Unit[list[FieldVersion]]:
 
 def register(
     account: AccountRow, password_hash: str, fields: Mapping[str, str], stamp: Stamp
-) -> Unit[AccountRow]:
-    """Claims the identifier if nobody has it; returns whoever has it then.
+) -> Unit[bool]:
+    """Makes the account unless its identifier belongs to one already.
 
     Only the identifier's home runs this, so the one transaction decides for all centers.
     """
-    present = yield from find_by_identifier(account.identifier)
-    if present is not None:
-        return present
+    if (yield from holder(account.identifier)) is not None:
+        return False
     yield from query("INSERT INTO account VALUES (?, ?, ?, ?, ?)", *account)
     created = AccountCreated(
         account_id=account.account_id,
@@ -155,7 +218,23 @@ def register(
     yield from set_profile(
         account.account_id, fields, profile_part(request_id), account.source, stamp
     )
-    return account
+    return True
+
+
+def claim(identifier: str, account_id: str, center: str, stamp: Stamp) -> Unit[str]:
+    """Claims an identifier for an account if nobody has it; returns whoever has it then.
+
+    Only the identifier's home runs this, as it alone registers it.
+    """
+    present = yield from holder(identifier)
+    if present is not None:
+        return present
+    yield from query(
+        "INSERT INTO claim VALUES (?, ?, ?, ?)", identifier, account_id, center, stamp.time_ms
+    )
+    claimed = IdentifierClaimed(identifier=identifier, account_id=account_id)
+    yield from log.append(ACCOUNTS, stamp, LogRecord(identifier_claimed=claimed))
+    return account_id
 
 
 def profile_part(request_id: str) -> str:
@@ -298,11 +377,24 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
     match record.WhichOneof("body"):
         case "account_created":
             created = record.account_created
+            if (yield from claimant(created.identifier)) is not None:
+                raise ValueError("this identifier was claimed for another account")
             yield from query(
                 "INSERT INTO account VALUES (?, ?, ?, ?, ?)",
                 created.account_id,
                 created.identifier,
                 created.request_id,
+                source,
+                record.time_ms,
+            )
+        case "identifier_claimed":
+            claimed = record.identifier_claimed
+            if (yield from find_registered(claimed.identifier)) is not None:
+                raise ValueError("this identifier was registered by another account")
+            yield from query(
+                "INSERT INTO claim VALUES (?, ?, ?, ?)",
+                claimed.identifier,
+                claimed.account_id,
                 source,
                 record.time_ms,
             )
@@ -341,6 +433,14 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
 def counts() -> Unit[dict[str, int]]:
     rows = yield from query("SELECT count(*) FROM account")
     return {"accounts": rows[0][0]}
+
+
+def held_twice() -> Unit[list[tuple[str, str]]]:
+    """Pairs of accounts to which one identifier belongs."""
+    rows = yield from query(
+        "SELECT account.account_id, claim.account_id FROM claim JOIN account USING (identifier)"
+    )
+    return [(one, other) for one, other in rows]
 
 
 def misplaced(limit: int) -> Unit[list[str]]:
@@ -438,7 +538,12 @@ def _put_field(row: Row) -> Unit[None]:
 ACCOUNTS = Topic(
     "accounts",
     Road.JETSTREAM,
-    (CopiedTable("account", AccountRow._fields, keys=1, owner="source"),),
+    (
+        CopiedTable("account", AccountRow._fields, keys=1, owner="source"),
+        CopiedTable(
+            "claim", ("identifier", "account_id", "source", "create_ms"), keys=1, owner="source"
+        ),
+    ),
 )
 CHANGES = Topic(
     "changes",

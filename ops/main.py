@@ -13,6 +13,7 @@ from ops import (
     certificate_commands,
     control_commands,
     hold_commands,
+    identifier_commands,
     money_commands,
     notification_commands,
     operator_commands,
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 center_commands.add_to(app)
 account_commands.add_to(app)
+identifier_commands.add_to(app)
 money_commands.add_to(app)
 statement_commands.add_to(app)
 hold_commands.add_to(app)

@@ -181,29 +181,55 @@ class SessionService:
         """The account that the password opens: by the local copy, or by a second read at home, which may
         also have to confirm a password that was set lately.
 
-        While home cannot be asked, a password that does not fit the local copy may still be right (it
-        may have been changed at home, or the account be new), so it is not called wrong.
+        Home is that of the account, or of the identifier as long as nobody has said whose it is; an account
+        may have identifiers that are at home elsewhere. While home cannot be asked, a password that does
+        not fit the local copy may still be right (it may have been changed at home, or the account be
+        new), so it is not called wrong.
         """
-        home = self._site.placement.home(slot_of(identifier))
         asked = VerifyPasswordRequest(identifier=identifier, password=password)
         timeout_s = min(timeout_s, PEER_TIMEOUT_S)
         here = self._site.mesh.local
         try:
-            local = await ask(here, _VERIFY, asked, VerifyPasswordResponse, timeout_s)
+            found = await ask(here, _VERIFY, asked, VerifyPasswordResponse, timeout_s)
         except RpcError as error:
             # A copy that was lost with its disk knows nobody; home does.
-            if error.reason != "CENTER_RECOVERING" or home == self._site.here:
+            is_home = self._home(VerifyPasswordResponse(), identifier) == self._site.here
+            if error.reason != "CENTER_RECOVERING" or is_home:
                 raise
-            local = VerifyPasswordResponse()
+            found = VerifyPasswordResponse()
         trial.was_evaluated = True
-        fits = local.outcome == PASSWORD_OUTCOME_VERIFIED
-        if fits and (home == self._site.here or not self._is_recent(local)):
-            return local.account_id
-        if home == self._site.here:
+        fitted_before, places = False, {self._site.here}
+        while (home := self._home(found, identifier)) not in places:
+            if _fits(found) and not self._is_recent(found):
+                return found.account_id
+            fitted_before = fitted_before or _fits(found)
+            places.add(home)
+            asked.account_id = found.account_id
+            found = await self._read_at(home, asked, timeout_s)
+        if _fits(found):
+            return found.account_id
+        if not fitted_before:
             raise _bad_credentials()
+        raise RpcError(
+            StatusCode.UNAVAILABLE,
+            "HOME_CONFIRMATION_REQUIRED",
+            f"this password was set lately, and center {home} has not heard of it yet",
+            retry_after_ms=5000,
+            advice="Try again in a moment.",
+        )
+
+    def _home(self, found: VerifyPasswordResponse, identifier: str) -> str:
+        """Who has the last word on this password, as far as is known by now."""
+        if found.account_id:
+            return self._site.home_of(found.account_id)
+        return self._site.placement.home(slot_of(identifier))
+
+    async def _read_at(
+        self, home: str, asked: VerifyPasswordRequest, timeout_s: float
+    ) -> VerifyPasswordResponse:
         with telemetry.span("second read", {"duohuo.hop": "second-read", "duohuo.home": home}):
             try:
-                at_home = await ask(
+                return await ask(
                     self._site.mesh.at(home), _VERIFY, asked, VerifyPasswordResponse, timeout_s
                 )
             except RpcError as error:
@@ -216,17 +242,6 @@ class SessionService:
                     retry_after_ms=error.retry_after_ms or 5000,
                     advice="Try again in a moment; your password may still be right.",
                 ) from error
-        if at_home.outcome == PASSWORD_OUTCOME_VERIFIED:
-            return at_home.account_id
-        if not fits:
-            raise _bad_credentials()
-        raise RpcError(
-            StatusCode.UNAVAILABLE,
-            "HOME_CONFIRMATION_REQUIRED",
-            f"this password was set lately, and center {home} has not heard of it yet",
-            retry_after_ms=5000,
-            advice="Try again in a moment.",
-        )
 
     def _is_recent(self, verified: VerifyPasswordResponse) -> bool:
         """Must home confirm this password, because it was set so lately?"""
@@ -243,6 +258,10 @@ class SessionService:
             expire_time=timestamp(session.expire_ms),
             last_use_time=timestamp(session.last_use_ms),
         )
+
+
+def _fits(found: VerifyPasswordResponse) -> bool:
+    return found.outcome == PASSWORD_OUTCOME_VERIFIED
 
 
 def _bad_credentials() -> RpcError:

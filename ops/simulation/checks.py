@@ -52,7 +52,11 @@ def during(stage: Stage) -> Iterator[str]:
     whole = [name for name in stage.names if stage.has_all(name)]
     for name in whole:
         for identifier, account in stage.disk(name).rows(
-            "account", "SELECT identifier, account_id FROM account"
+            "account",
+            "SELECT identifier, account_id FROM account"
+            " UNION ALL SELECT identifier, account_id FROM claim"
+            " UNION ALL SELECT substr(name, length('identifier ') + 1), account_id FROM profile_field"
+            " WHERE name > 'identifier ' AND name < 'identifier!'",
         ):
             claims[identifier].add(account)
         for currency, total in stage.disk(name).rows(
@@ -362,6 +366,27 @@ def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator
             possible = _last_writes(changes, "new", "0")
             if not any(stage.fits(rows[0][1], user.passwords[int(one)]) for one in possible):
                 yield f"MONOTONE: user {user.number} has an old password at {name}"
+            yield from _identifiers(stage, user, history, name)
+
+
+def _identifiers(stage: Stage, user: User, history: History, name: str) -> Iterator[str]:
+    """DURABLE and MONOTONE on the identifiers that a user has added and removed."""
+    rows = stage.disk(name).rows(
+        "account",
+        "SELECT claim.identifier, value FROM claim LEFT JOIN profile_field p"
+        " ON p.account_id = claim.account_id AND p.name = 'identifier ' || claim.identifier"
+        " WHERE claim.account_id = ?",
+        user.account_id,
+    )
+    found = {identifier: state or "" for identifier, state in rows}
+    writes = [one for one in history.of("identifier") if one.user == user.number]
+    for identifier in {one.facts["identifier"] for one in writes}:
+        own = [one for one in writes if one.facts["identifier"] == identifier]
+        if any(one.outcome is Outcome.OK for one in own) and identifier not in found:
+            yield f"DURABLE: {name} does not know that {identifier} is user {user.number}'s"
+        possible = _last_writes(own, "state", "")
+        if found.get(identifier, "") not in possible:
+            yield f"MONOTONE: {identifier} of user {user.number} is {found} at {name}, not {possible}"
 
 
 def _sessions(stage: Stage, history: History) -> Iterator[str]:

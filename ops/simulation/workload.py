@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from account_svc.store import ATTACHED, DETACHED, identifier_field
 from duohuo.v1.account_service_pb2 import (
     Account,
+    AddIdentifierRequest,
     ChangePasswordRequest,
     ChangePasswordResponse,
     GetAccountRequest,
     Notification,
     Profile,
     RegisterRequest,
+    RemoveIdentifierRequest,
     SetNotificationRequest,
     UpdateProfileRequest,
 )
@@ -82,6 +85,8 @@ class User:
     identifier: str
     passwords: list[str]
     """All that were ever asked for, the first one first."""
+    second: str
+    """Another identifier, which the account has now and then."""
     password: str = ""
     account_id: str = ""
     funded: bool = False
@@ -116,7 +121,12 @@ class Workload:
         self._random = Random(f"workload {seed}")
         self._ids = stage.ids(self._random)
         self.users = [
-            User(number, f"{prefix}user{number}@example.com", [f"secret-{number}"])
+            User(
+                number,
+                f"{prefix}user{number}@example.com",
+                [f"secret-{number}"],
+                f"{prefix}second{number}@example.com",
+            )
             for number in range(users)
         ]
         for user in self.users:
@@ -142,6 +152,9 @@ class Workload:
             *(self._balance,) * 3,
             *(self._look,) * 1,
             *(self._change_password,) * 1,
+            *(self._add_identifier,) * 1,
+            *(self._remove_identifier,) * 1,
+            *(self._login_with_second,) * 1,
             *(self._cancel,) * 1,
             *(self._leave,) * 1,
         )
@@ -237,10 +250,17 @@ class Workload:
             user.account_id = account.account_id
 
     async def _contest(self, user: User) -> None:
-        """UNIQUE: all users want this identifier, each at some other gateway."""
+        """UNIQUE: all users want this identifier, each at some other gateway, some for the account that
+        they have."""
+        contested = f"{self._prefix}contested@example.com"
+        if self._random.random() < 0.5:
+            await self._login(user)
+            if user.token:
+                await self._set_identifier(user, contested, ATTACHED)
+            return
         operation = self._begin("contest", user)
         request = RegisterRequest(
-            identifier=f"{self._prefix}contested@example.com",
+            identifier=contested,
             password=user.password,
             request_id=f"contest-{user.number}",
         )
@@ -286,6 +306,53 @@ class Workload:
             user.maybe_passwords.append(user.password)
             user.password = user.maybe_passwords.pop(0)
         return False
+
+    async def _login_with_second(self, user: User) -> None:
+        """LOGIN: an identifier that was added is as good as the first one."""
+        name = self._gateway()
+        mark = self._stage.undisturbed(name)
+        must_work = mark is not None and self._has_second(name, user)
+        operation = self._begin("login with second", user, center=name, copied=must_work)
+        request = LoginRequest(identifier=user.second, password=user.password, device="workload")
+        session = await self._call(
+            operation, user, "SessionService/Login", request, Session, only_at=name
+        )
+        if session is not None:
+            if session.account_id != user.account_id:
+                self._history.broken.append(f"UNIQUE: {operation} led to {session.account_id}")
+            user.token, user.session_id = session.token, session.session_id
+        elif must_work and self._has_second(name, user) and self._stage.undisturbed(name) == mark:
+            self._history.broken.append(f"LOGIN: {operation}")
+
+    def _has_second(self, center: str, user: User) -> bool:
+        """Does a center know that the user has the second identifier, and this password?"""
+        rows = self._stage.disk(center).rows(
+            "account",
+            "SELECT value FROM profile_field WHERE account_id = ? AND name = ?",
+            user.account_id,
+            identifier_field(user.second),
+        )
+        return rows == [(ATTACHED,)] and self._has_copy(center, user)
+
+    async def _add_identifier(self, user: User) -> None:
+        await self._set_identifier(user, user.second, ATTACHED)
+
+    async def _remove_identifier(self, user: User) -> None:
+        await self._set_identifier(user, user.second, DETACHED)
+
+    async def _set_identifier(self, user: User, identifier: str, state: str) -> None:
+        operation = self._begin("identifier", user, identifier=identifier, state=state)
+        request_id = self._ids.unique()
+        if state == ATTACHED:
+            adding = AddIdentifierRequest(
+                account_id=user.account_id, identifier=identifier, request_id=request_id
+            )
+            await self._call(operation, user, "AccountService/AddIdentifier", adding, Account)
+        else:
+            removing = RemoveIdentifierRequest(
+                account_id=user.account_id, identifier=identifier, request_id=request_id
+            )
+            await self._call(operation, user, "AccountService/RemoveIdentifier", removing, Account)
 
     def _has_copy(self, center: str, user: User) -> bool:
         rows = self._stage.disk(center).rows(

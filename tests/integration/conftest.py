@@ -116,11 +116,11 @@ def wait_until(condition: Any, within_s: float = 20.0) -> None:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
         return False
     # A zombie whose parent is gone will be reaped; it no longer runs.
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "Z"
 
 
 def _is_free(port: int) -> bool:

@@ -94,20 +94,25 @@ class Load:
         await self.stop()
         report = verify.Report([], [], [], [])
 
+        still_open: list[str] = []
+
         async def agree() -> bool:
-            nonlocal report
+            nonlocal report, still_open
             report = await verify.verify(self.stage.state, 0)
-            held = [
-                name
-                for name in self.stage.names
-                if self.stage.disk(name).rows("transfer", "SELECT 1 FROM hold WHERE state = 2")
+            still_open = [
+                *checks.still_open(self.stage),
+                *(
+                    f"holds at {name}"
+                    for name in self.stage.names
+                    if self.stage.disk(name).rows("transfer", "SELECT 1 FROM hold WHERE state = 2")
+                ),
             ]
-            return report.passed and not held and not checks.still_open(self.stage)
+            return report.passed and not still_open
 
         try:
             await self.until(agree, within_s)
         except TimeoutError:
-            raise AssertionError(report.text()) from None
+            raise AssertionError(f"{report.text()}\nstill open: {still_open}") from None
         roads = await self.roads()
         assert {road.parked for road in roads.values()} == {0}
         assert [key for key, road in roads.items() if road.cursor != road.head] == []

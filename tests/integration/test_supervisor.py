@@ -106,7 +106,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def accepts(address: str) -> bool:
-    host, _, port = address.removeprefix("nats://").rpartition(":")
+    host, _, port = address.removeprefix("tls://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), 1).close()
     except OSError:

@@ -9,10 +9,13 @@ import pytest
 from grpc import StatusCode
 
 import transfer_svc.app
-from account_svc import revoker
+from account_svc import revoker, rules
 from account_svc import store as account_store
+from account_svc.service import AccountService
 from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
 from duohuo.internal.v1.peer_services_pb2 import (
+    ClaimIdentifierRequest,
+    ClaimIdentifierResponse,
     LookupContactRequest,
     LookupContactResponse,
     ShareFailuresRequest,
@@ -63,6 +66,38 @@ def uniqueness_checked_locally_only(patch: Patch) -> None:
     """Any center registers any identifier."""
     patch.setattr(Site, "require_home", lambda _site, _slot: None)
     patch.setattr(router, "targets", _home_means_here)
+
+
+def registered_although_it_was_claimed(patch: Patch) -> None:
+    """Registering looks at what was registered, not at what accounts have claimed later."""
+
+    def holder(identifier: str) -> Unit[str | None]:
+        found = yield from account_store.find_registered(identifier)
+        return found.account_id if found else None
+
+    patch.setattr(account_store, "holder", holder)
+
+
+def claimed_where_it_is_asked_for(patch: Patch) -> None:
+    """Any center claims any identifier for the accounts that it has."""
+
+    async def claim(self: AccountService, identifier: str, account: str, _timeout_s: float) -> None:
+        unit = account_store.claim(identifier, account, self._site.here, self._site.stamps.now())
+        if await self._store.write("claim", unit) != account:
+            raise rules.identifier_taken()
+
+    patch.setattr(AccountService, "_claim", claim)
+
+
+def claim_without_a_word(patch: Patch) -> None:
+    """Home answers that it has claimed an identifier, and does not keep it."""
+
+    async def claim(
+        _self: AccountService, request: ClaimIdentifierRequest, _incoming: Any
+    ) -> ClaimIdentifierResponse:
+        return ClaimIdentifierResponse(holder_account_id=request.account_id)
+
+    patch.setattr(AccountService, "ClaimIdentifier", claim)
 
 
 def login_asks_home_always(patch: Patch) -> None:
@@ -402,6 +437,9 @@ def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tupl
 
 PLANTED = (
     Planted("UNIQUE", "uniqueness checked locally only", uniqueness_checked_locally_only),
+    Planted("UNIQUE", "registered although claimed", registered_although_it_was_claimed),
+    Planted("UNIQUE", "claimed where it is asked for", claimed_where_it_is_asked_for),
+    Planted("DURABLE", "claim without a word", claim_without_a_word),
     Planted("LOGIN", "login asks home always", login_asks_home_always),
     Planted("LOGIN", "a full disk keeps users out", a_full_disk_keeps_users_out),
     Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),

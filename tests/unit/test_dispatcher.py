@@ -53,6 +53,8 @@ class Accounts:
     async def UpdateProfile(self, _request: object, _incoming: Incoming) -> Account:
         raise NotImplementedError
 
+    AddIdentifier = RemoveIdentifier = UpdateProfile
+
     async def ChangePassword(self, _request: object, _incoming: Incoming) -> ChangePasswordResponse:
         raise NotImplementedError
 

@@ -12,10 +12,12 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_UNKNOWN,
     PASSWORD_OUTCOME_VERIFIED,
     PasswordOutcome,
+    VerifyPasswordRequest,
     VerifyPasswordResponse,
 )
 from duohuo.v1.session_service_pb2 import LoginRequest
 from runtime.dispatcher import Incoming
+from runtime.endpoint import Call, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.placement import slot_of
@@ -48,10 +50,16 @@ async def store() -> AsyncIterator[SqliteStore]:
         yield opened
 
 
-def verified(outcome: PasswordOutcome.ValueType, age_ms: int) -> VerifyPasswordResponse:
-    if outcome != V:
+def verified(
+    outcome: PasswordOutcome.ValueType, age_ms: int, account_id: str = account(0)
+) -> VerifyPasswordResponse:
+    if outcome == U:
         return VerifyPasswordResponse(outcome=outcome)
-    return VerifyPasswordResponse(outcome=V, account_id=account(0), set_time_ms=NOON_MS - age_ms)
+    return VerifyPasswordResponse(
+        outcome=outcome,
+        account_id=account_id,
+        set_time_ms=NOON_MS - age_ms if outcome == V else 0,
+    )
 
 
 async def login(
@@ -139,3 +147,82 @@ async def test_an_unknown_user_and_a_wrong_password_are_answered_alike(
     store: SqliteStore, local: PasswordOutcome.ValueType
 ) -> None:
     assert await login(store, local, local, age_ms=0, confirm_ms=0) == ("BAD_CREDENTIALS", 1)
+
+
+OLD = CONFIRM_MS
+ELSEWHERE = account(1)
+"""At home at c, with an identifier that is at home at a."""
+
+
+@pytest.mark.parametrize(
+    ("local", "at_a", "at_c", "outcome"),
+    [
+        # Nobody here knows whose it is: its own home does, and that may have to leave it to the account's.
+        (verified(U, 0), verified(V, OLD, ELSEWHERE), None, ("OK", "a")),
+        (verified(U, 0), verified(V, 0, ELSEWHERE), verified(V, 0, ELSEWHERE), ("OK", "ac")),
+        (verified(U, 0), verified(M, 0, ELSEWHERE), verified(V, 0, ELSEWHERE), ("OK", "ac")),
+        (
+            verified(U, 0),
+            verified(M, 0, ELSEWHERE),
+            verified(M, 0, ELSEWHERE),
+            ("BAD_CREDENTIALS", "ac"),
+        ),
+        (verified(U, 0), verified(M, 0, ELSEWHERE), None, ("HOME_CENTER_UNAVAILABLE", "ac")),
+        # The account is known here: its home alone has the last word.
+        (verified(V, OLD, ELSEWHERE), None, None, ("OK", "")),
+        (verified(M, 0, ELSEWHERE), None, verified(V, 0, ELSEWHERE), ("OK", "c")),
+        (verified(M, 0, ELSEWHERE), None, verified(M, 0, ELSEWHERE), ("BAD_CREDENTIALS", "c")),
+        (
+            verified(V, 0, ELSEWHERE),
+            None,
+            verified(M, 0, ELSEWHERE),
+            ("HOME_CONFIRMATION_REQUIRED", "c"),
+        ),
+        # Its home has lost it, and asks for nobody else's word.
+        (verified(M, 0, ELSEWHERE), verified(U, 0), verified(U, 0), ("BAD_CREDENTIALS", "ca")),
+    ],
+)
+async def test_an_identifier_may_be_at_home_elsewhere_than_its_account(
+    store: SqliteStore,
+    local: VerifyPasswordResponse,
+    at_a: VerifyPasswordResponse | None,
+    at_c: VerifyPasswordResponse | None,
+    outcome: tuple[str, str],
+) -> None:
+    clock = FakeClock()
+    asked: list[str] = []
+    answers = {"a": at_a, "b": local, "c": at_c}
+
+    def endpoint(center: str, answer: VerifyPasswordResponse | None) -> RecordingEndpoint:
+        def reply(call: Call) -> Reply:
+            request = VerifyPasswordRequest.FromString(call.request)
+            asked.append(center)
+            if center == "c":
+                assert request.account_id == ELSEWHERE
+            say = says(answer) if answer else fails(unreachable(center, ran=False))
+            return say(call)
+
+        return RecordingEndpoint(reply)
+
+    endpoints = {center: endpoint(center, answer) for center, answer in answers.items()}
+    place = replace(site("b", "a", "c", "b", clock=clock), mesh=Mesh("b", endpoints, clock))
+    assert place.placement.home(slot_of(IDENTIFIER_OF_A)) == "a"
+    assert place.home_of(ELSEWHERE) == "c"
+    service = SessionService(
+        place,
+        Sessions("b", store, place.stamps, Lifetimes(password_confirm_ms=CONFIRM_MS)),
+        SEAL,
+        Guard(place, SEAL, Allowances()),
+    )
+    request = LoginRequest(identifier=IDENTIFIER_OF_A, password="correct horse", device="phone")
+    try:
+        session = await service.Login(request, Incoming("", 5.0))
+    except RpcError as error:
+        found = error.reason
+    else:
+        found = "OK"
+        assert session.account_id == ELSEWHERE
+    assert (found, "".join(asked)) == (outcome[0], "b" + outcome[1])
+
+
+IDENTIFIER_OF_A = next(one for n in count() if slot_of(one := f"alice{n}@example.com") % 3 == 0)

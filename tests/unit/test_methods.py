@@ -40,6 +40,8 @@ public_rpcs = pytest.mark.parametrize("declared", PUBLIC.values(), ids=lambda on
 TRANSFER = "transfer_id payer_account_id payee_account_id payee_identifier amount memo"
 DESIGNED = [
     ("AccountService/Register", "identifier password display_name request_id", "Account", ""),
+    ("AccountService/AddIdentifier", "account_id identifier request_id", "Account", ""),
+    ("AccountService/RemoveIdentifier", "account_id identifier request_id", "Account", ""),
     ("AccountService/GetAccount", "account_id", "Account", ""),
     ("AccountService/UpdateProfile", "account_id profile update_mask request_id", "Account", ""),
     (
@@ -127,6 +129,8 @@ def test_no_rpc_is_public_that_the_design_does_not_name() -> None:
         ("SessionService/GetSession", POLICY_ORIGIN),
         ("AccountService/GetAccount", POLICY_LOCAL_THEN_HOME),
         ("AccountService/UpdateProfile", POLICY_HOME_FIRST),
+        ("AccountService/AddIdentifier", POLICY_HOME_FIRST),
+        ("AccountService/RemoveIdentifier", POLICY_HOME_FIRST),
         ("AccountService/ChangePassword", POLICY_HOME_FIRST),
         ("TransferService/GetBalance", POLICY_HOME_FIRST),
         ("TransferService/Transfer", POLICY_HOME),

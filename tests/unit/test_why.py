@@ -33,7 +33,7 @@ from runtime.hlc import COUNTER_BITS
 from tests.fakes import account
 
 NOON_NS = 1_900_000_000_000_000_000
-VIEW = CenterView("running", "h:1", "h:2", "nats://h:3", "h:4", "/nowhere", {})
+VIEW = CenterView("running", "h:1", "h:2", "tls://h:3", "h:4", "/nowhere", {})
 MESH = MeshView("h:5", 1, "", None, {"a": VIEW, "b": VIEW}, {})
 
 

@@ -1,0 +1,73 @@
+"""A user's other identifiers, as the user meets them: with one of them at home in each center."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ops.drill import identifier_of
+from tests.integration.conftest import Cli, RunningMesh, start_mesh, wait_until
+
+
+def identifiers(count: int, center: str) -> list[str]:
+    return [identifier_of(center, ["a", "b"]) for _ in range(count)]
+
+
+@pytest.fixture
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    """A mesh of its own, as a center is killed."""
+    running = start_mesh(tmp_path_factory.mktemp("mesh"))
+    yield running
+    assert running.stop() == 0
+
+
+def login(cli: Cli, identifier: str, center: str) -> str:
+    """Where the session is, for logging in by this identifier."""
+    return str(cli.json("login", identifier, "--center", center)["account_id"])
+
+
+def test_a_second_identifier_works_until_it_is_removed_and_outlives_either_center(
+    mesh: RunningMesh,
+) -> None:
+    cli = mesh.cli
+    (alice,), (second, third), (bob,) = (
+        identifiers(1, "a"),
+        identifiers(2, "b"),
+        identifiers(1, "a"),
+    )
+    account = cli.json("register", alice)["account_id"]
+    cli.json("register", bob)
+    for user in (bob, alice):
+        cli.json("login", user, "--center", "a")
+
+    added = cli.json("identifier", "add", second.upper(), "--center", "a")
+    assert added["identifiers"] == [alice, second]
+    for center in ("a", "b"):
+        assert login(cli, second, center) == account
+    cli.json("fund", bob, "100")
+    assert cli.json("transfer", second, "25", "--from", bob)["state"] == "CREDITED"
+    assert cli.json("balance", alice)["balance"]["minor_units"] == 25
+    assert cli.refused("register", second)["reason"] == "IDENTIFIER_TAKEN"
+    assert cli.refused("identifier", "add", second, "--user", bob)["reason"] == "IDENTIFIER_TAKEN"
+
+    cli.json("center", "kill", "b")  # the second one's home
+    refused = cli.refused("identifier", "add", third, "--user", alice, "--center", "a")
+    assert refused["reason"] == "IDENTIFIER_HOME_UNAVAILABLE"
+    assert login(cli, second, "a") == account
+    cli.json("center", "start", "b")
+    cli.json("center", "kill", "a")  # the account's
+    wait_until(lambda: cli.run("login", second, "--center", "b").returncode == 0)
+    added = cli.json("identifier", "add", third, "--user", second, "--center", "b")
+    assert added["identifiers"] == [alice, *sorted((second, third))]
+    cli.json("center", "start", "a")
+    wait_until(lambda: cli.run("login", third, "--center", "a").returncode == 0)
+
+    removed = cli.json("identifier", "remove", second, "--user", third, "--center", "a")
+    assert removed["identifiers"] == [alice, third]
+    wait_until(lambda: cli.run("login", second, "--center", "b").returncode == 1)
+    shown = cli.json("identifier", "list", "--user", third, "--center", "b")
+    assert shown["identifiers"] == [alice, third]
+    assert (
+        cli.refused("identifier", "remove", alice, "--user", third)["reason"] == "FIRST_IDENTIFIER"
+    )
+    assert cli.refused("register", second)["reason"] == "IDENTIFIER_TAKEN"
+    wait_until(lambda: cli.json("verify")["passed"])
