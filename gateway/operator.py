@@ -65,7 +65,7 @@ from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, Endpoint, ask
 from runtime.errors import RpcError, invalid
-from runtime.ids import place_of
+from runtime.ids import account_slot, place_of
 from runtime.mesh import Mesh
 from runtime.methods import peer_method
 from runtime.peer_clocks import ALARM_MS
@@ -158,22 +158,22 @@ class OperatorServicer:
         return await ask(home, method, change, AccountControlChange, ROLE_TIMEOUT_S, who)
 
     async def _find(self, user: str) -> tuple[Endpoint, str]:
-        """A user's home and account id. Home alone moves and controls its money, and knows for certain
-        whether the account exists. Raises RpcError."""
+        """The home of a user's account, and its id. That home alone moves and controls its money; whether
+        there is such an account, the home of the identifier knows for certain. Raises RpcError."""
         place = place_of(user)
         if place is None or place.slot is None or place.origin is not None:
             raise invalid("user", "must be an account id or an identifier")
-        home = self._mesh.at(self._placement.home(place.slot))
         found = await ask(
-            home,
+            self._mesh.at(self._placement.home(place.slot)),
             peer_method("account", "LookupAccount"),
             LookupAccountRequest(user=user),
             LookupAccountResponse,
             ROLE_TIMEOUT_S,
         )
-        if not found.account_id:
+        slot = account_slot(found.account_id)
+        if slot is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
-        return home, found.account_id
+        return self._mesh.at(self._placement.home(slot)), found.account_id
 
     async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
         here = self._mesh.here

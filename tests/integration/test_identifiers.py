@@ -44,8 +44,9 @@ def test_a_second_identifier_works_until_it_is_removed_and_outlives_either_cente
     for center in ("a", "b"):
         assert login(cli, second, center) == account
     cli.json("fund", bob, "100")
+    cli.json("fund", second, "1")
     assert cli.json("transfer", second, "25", "--from", bob)["state"] == "CREDITED"
-    assert cli.json("balance", alice)["balance"]["minor_units"] == 25
+    assert cli.json("balance", alice)["balance"]["minor_units"] == 26
     assert cli.refused("register", second)["reason"] == "IDENTIFIER_TAKEN"
     assert cli.refused("identifier", "add", second, "--user", bob)["reason"] == "IDENTIFIER_TAKEN"
 
