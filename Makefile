@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format lock clean
+.PHONY: help install up test check format lock audit clean
 
 help: ## what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -47,7 +47,12 @@ lock: ## write requirements.txt anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --upgrade \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.txt
 
+audit: ## look for known holes in what requirements.txt names (asks pypi.org)
+	python3 -m venv .audit
+	.audit/bin/pip install -q pip-audit
+	.audit/bin/pip-audit -r requirements.txt --require-hashes --disable-pip --strict
+
 clean: ## forget the set-up and the generated stubs, but keep the mesh's data
-	rm -rf .venv build dist
+	rm -rf .venv .audit build dist
 	find duohuo buf -name '*_pb2*' -delete
 	rm -f protos/image.binpb

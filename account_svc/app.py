@@ -15,10 +15,14 @@ from duohuo.internal.v1.peer_services_pb2 import CollectFactsResponse
 from duohuo.v1.operator_service_pb2 import TransitFact, Violation
 from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
+from runtime.ids import account_slot
+from runtime.placement import slot_of
 from runtime.store import Store, Unit
 from sync_bus import audit, parked
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
+from sync_bus.followers import Followers
+from sync_bus.log import Stamp
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
 
@@ -107,6 +111,19 @@ class AccountNode:
             tasks.create_task(self.revoker.run())
 
 
+def _told_of(record: LogRecord) -> list[int | None]:
+    """The slots of which a center must be home to say this; None for what has none."""
+    match record.WhichOneof("body"):
+        case "account_created":
+            created = record.account_created
+            return [slot_of(created.identifier), account_slot(created.account_id)]
+        case "identifier_claimed":
+            return [slot_of(record.identifier_claimed.identifier)]
+        case "account_erased":
+            return [account_slot(record.account_erased.account_id)]
+    return []
+
+
 def build(
     site: Site,
     database: Store,
@@ -118,7 +135,23 @@ def build(
     email_offered: bool,
 ) -> AccountNode:
     """Serves the account role from `dispatcher`; the returned node's tasks keep it moving."""
-    node = ServiceNode(ROLE, TOPICS, site, database, bus, store.apply, _Inspection(site, database))
+
+    def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        if any(slot is None or site.placement.home(slot) != source for slot in _told_of(record)):
+            raise ValueError("only its home may tell this of an identifier, or of an account")
+        yield from store.apply(source, record, stamp)
+        if record.HasField("account_erased"):
+            yield from store.release(record.account_erased.account_id, site.here, stamp)
+
+    def reconcile(_source: str, _topic: str) -> Unit[int]:
+        """Of accounts whose erasure has come with a snapshot."""
+        account_id = yield from store.to_release()
+        if account_id is None:
+            return 0
+        return (yield from store.release(account_id, site.here, site.stamps.now()))
+
+    inspection = _Inspection(site, database)
+    node = ServiceNode(ROLE, TOPICS, site, database, bus, apply, inspection, reconcile)
     revoker = Revoker(site, database)
     service = AccountService(
         site,
@@ -127,6 +160,7 @@ def build(
         lambda source: node.current_ms(source, store.ACCOUNTS),
         destinations,
         revoker,
+        Followers(list(site.mesh.peers), database),
         email_offered=email_offered,
     )
     dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)

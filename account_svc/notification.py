@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from grpc import StatusCode
 
+from account_svc import erasure
 from duohuo.v1.account_service_pb2 import Notification, SetNotificationRequest
 from runtime.destinations import Destinations, RefusedDestination
 from runtime.errors import RpcError, invalid
@@ -120,4 +121,5 @@ TABLE = CopiedTable(
     merged=True,
     version=lambda row: row[4:],
     put=_put,
+    gone=erasure.is_gone,
 )

@@ -16,6 +16,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_VERIFIED,
     ClaimIdentifierRequest,
     ClaimIdentifierResponse,
+    EraseAtHomeRequest,
     LookupAccountRequest,
     LookupAccountResponse,
     LookupContactRequest,
@@ -25,11 +26,14 @@ from duohuo.internal.v1.peer_services_pb2 import (
 )
 from duohuo.v1.account_service_pb2 import (
     Account,
+    AccountExport,
     AddIdentifierRequest,
     ChangePasswordRequest,
     ChangePasswordResponse,
+    ExportAccountRequest,
     GetAccountRequest,
     GetNotificationRequest,
+    KeptValue,
     Notification,
     RegisterRequest,
     RemoveIdentifierRequest,
@@ -37,6 +41,7 @@ from duohuo.v1.account_service_pb2 import (
     UpdateProfileRequest,
 )
 from duohuo.v1.operator_service_pb2 import (
+    EraseAccountResponse,
     FieldVersion,
     ListVersionsRequest,
     ListVersionsResponse,
@@ -51,11 +56,14 @@ from runtime.hlc import physical_ms
 from runtime.ids import account_id, account_slot
 from runtime.methods import peer_method
 from runtime.placement import slot_of
-from runtime.store import Store
+from runtime.store import Store, Unit
+from sync_bus.followers import Followers
 from sync_bus.log import Stamp
 from sync_bus.site import Site
 
 PEER_TIMEOUT_S = 2.0
+ERASED_WITHIN_S = 3.0
+"""So long an operator waits to hear that the other centers have erased it too."""
 _OLD_PASSWORDS = Policy(5, 30_000, 900_000)
 _TAKEN_IDENTIFIERS = Policy(5, 30_000, 900_000)
 _CLAIM = peer_method("account", "ClaimIdentifier")
@@ -75,6 +83,7 @@ class AccountService:
         current_ms: Callable[[str], int],
         destinations: Destinations,
         revoker: Revoker,
+        followers: Followers,
         *,
         email_offered: bool,
     ) -> None:
@@ -85,6 +94,7 @@ class AccountService:
         self._current_ms = current_ms
         self._destinations = destinations
         self._revoker = revoker
+        self._followers = followers
         self._email_offered = email_offered
 
     async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
@@ -220,6 +230,38 @@ class AccountService:
 
     async def GetAccount(self, request: GetAccountRequest, incoming: Incoming) -> Account:
         return await self._answer(await self._known(request.account_id), incoming)
+
+    async def ExportAccount(
+        self, request: ExportAccountRequest, incoming: Incoming
+    ) -> AccountExport:
+        account = await self._known(request.account_id)
+        setting = await self._setting(account)
+        return AccountExport(
+            account=await self._answer(account, incoming),
+            notification=setting.shown(account.account_id),
+            values=[
+                KeptValue(
+                    field=one.name,
+                    value="" if one.name == store.PASSWORD else one.value,
+                    time=timestamp(physical_ms(one.version.hlc)),
+                    present=one.present,
+                )
+                for one in await self._store.read(store.versions(account.account_id))
+            ],
+        )
+
+    async def EraseAtHome(
+        self, request: EraseAtHomeRequest, incoming: Incoming
+    ) -> EraseAccountResponse:
+        account_id = request.account_id
+        self._site.require_home(self._site.slot_of(account_id))
+        if await self._store.read(store.find_account(account_id)) is None:
+            raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
+        unit = store.erase(account_id, self._site.here, incoming.operator, self._site.stamps.now())
+        await self._store.write("erase", unit)
+        await self._revoker.revoke_now(account_id)
+        waiting_for = await self._followers.wait(store.ACCOUNTS.name, ERASED_WITHIN_S)
+        return EraseAccountResponse(account_id=account_id, waiting_for=waiting_for)
 
     async def UpdateProfile(self, request: UpdateProfileRequest, incoming: Incoming) -> Account:
         fields = rules.changed_fields(request)
@@ -442,7 +484,11 @@ class AccountService:
         return await self._store.read(store.find_by_identifier(identifier))
 
     async def _known(self, wanted: str) -> AccountRow:
-        account = await self._store.read(store.find_account(wanted))
+        return await self._store.read(self._present(wanted))
+
+    def _present(self, wanted: str) -> Unit[AccountRow]:
+        yield from store.require_present(wanted)
+        account = yield from store.find_account(wanted)
         if account is None:
             raise self._site.unknown_here(wanted)
         return account

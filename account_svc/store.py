@@ -16,23 +16,28 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from account_svc import notification, revoker
+from grpc import StatusCode
+
+from account_svc import erasure, notification, revoker
 from account_svc.notification import Setting
 from account_svc.revoker import Due
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
+    AccountErased,
     CredentialChanged,
     CredentialRenewed,
     IdentifierClaimed,
+    IdentifierReleased,
     LogRecord,
     NotificationChanged,
     ProfileChanged,
     RequestsForgotten,
 )
+from runtime.errors import RpcError
 from runtime.ids import account_slot
 from runtime.placement import slot_of
 from runtime.store import Row, Unit, query
-from sync_bus import log
+from sync_bus import audit, log
 from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 from sync_bus.merge import Version, wins
@@ -62,6 +67,7 @@ CREATE TABLE IF NOT EXISTS request (
   body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
+    + erasure.SCHEMA
     + notification.SCHEMA
     + revoker.SCHEMA
 )
@@ -108,7 +114,10 @@ def find_account(account_id: str) -> Unit[AccountRow | None]:
 
 
 def find_by_identifier(identifier: str) -> Unit[AccountRow | None]:
-    """The account that uses this identifier."""
+    """The account that uses this identifier.
+
+    The claim may come after what says that it is used; once it is here, it has the last word.
+    """
     registered = yield from find_registered(identifier)
     if registered is not None:
         return registered
@@ -118,7 +127,9 @@ def find_by_identifier(identifier: str) -> Unit[AccountRow | None]:
         identifier_field(identifier),
         ATTACHED,
     )
-    return (yield from find_account(rows[0][0])) if rows else None
+    claimed = yield from claimant(identifier)
+    users = [user for (user,) in rows if claimed in (None, user)]
+    return (yield from find_account(users[0])) if len(users) == 1 else None
 
 
 def identifier_field(identifier: str) -> str:
@@ -226,6 +237,7 @@ def claim(identifier: str, account_id: str, center: str, stamp: Stamp) -> Unit[s
 
     Only the identifier's home runs this, as it alone registers it.
     """
+    yield from require_present(account_id)
     present = yield from holder(identifier)
     if present is not None:
         return present
@@ -272,6 +284,7 @@ def set_password(
 
     False if the password that the caller proved to know (`replaces`) is no longer the present one.
     """
+    yield from require_present(account_id)
     if (yield from seen(account_id, request_id)) is not None:
         return True
     present = yield from find_credential(account_id)
@@ -313,6 +326,7 @@ def set_profile(
 ) -> Unit[bool]:
     """Writes profile fields here, unless their request was seen before; False if it was one to write
     something else."""
+    yield from require_present(account_id)
     body = body_of_fields(fields)
     before = yield from seen(account_id, request_id)
     if before is not None:
@@ -329,6 +343,7 @@ def set_notification(
 ) -> Unit[bool]:
     """Writes the notification setting here, unless its request was seen before; False if it was one to
     write something else."""
+    yield from require_present(account_id)
     body = body_of_setting(setting)
     before = yield from seen(account_id, request_id)
     if before is not None:
@@ -371,8 +386,53 @@ def _forget(center: str, forgotten: RequestsForgotten) -> Unit[None]:
     )
 
 
-def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
+def erase(account_id: str, center: str, who: str, stamp: Stamp) -> Unit[None]:
+    """At the account's home: an operator has what is personal of it erased, here and, by an entry,
+    everywhere. Nothing if that was done before."""
+    if (yield from erasure.is_erased(account_id)):
+        return
+    erased = LogRecord(account_erased=AccountErased(account_id=account_id))
+    yield from log.append(ACCOUNTS, stamp, erased)
+    yield from _erase(account_id, center, stamp.time_ms, stamp)
+    yield from release(account_id, center, stamp)
+    yield from audit.record("account", center, who, "erase", account_id, "", "", stamp)
+
+
+def _erase(account_id: str, source: str, time_ms: int, stamp: Stamp) -> Unit[None]:
+    yield from erasure.erase(account_id, source, time_ms)
+    # Also sessions that a center makes which has not heard of it are to end: so each ends all of them.
+    yield from revoker.note(Due(account_id, "", stamp.hlc))
+
+
+def release(account_id: str, center: str, stamp: Stamp) -> Unit[int]:
+    """Forgets the identifiers of an erased account; returns how many. From now on this center may give
+    those that are at home here to others: who copies that must have heard that they are free."""
+    rows = yield from query(
+        "DELETE FROM claim WHERE account_id = ? RETURNING identifier, source", account_id
+    )
+    for identifier, source in rows:
+        if source == center:
+            released = IdentifierReleased(identifier=identifier)
+            yield from log.append(ACCOUNTS, stamp, LogRecord(identifier_released=released))
+    return len(rows)
+
+
+def to_release() -> Unit[str | None]:
+    """An erased account of which identifiers are kept."""
+    rows = yield from query("SELECT account_id FROM claim JOIN erasure USING (account_id) LIMIT 1")
+    return rows[0][0] if rows else None
+
+
+def require_present(account_id: str) -> Unit[None]:
+    """Raises RpcError ACCOUNT_ERASED if what was personal of it is gone."""
+    if (yield from erasure.is_erased(account_id)):
+        raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_ERASED", "this account has been erased")
+
+
+def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
     """The effect of another center's log record."""
+    if (yield from _is_of_erased(record)):
+        return
     version = Version(record.hlc, source)
     match record.WhichOneof("body"):
         case "account_created":
@@ -398,6 +458,14 @@ def apply(source: str, record: LogRecord, _stamp: Stamp) -> Unit[None]:
                 source,
                 record.time_ms,
             )
+        case "identifier_released":
+            yield from query(
+                "DELETE FROM claim WHERE identifier = ? AND source = ?",
+                record.identifier_released.identifier,
+                source,
+            )
+        case "account_erased":
+            yield from _erase(record.account_erased.account_id, source, record.time_ms, stamp)
         case "credential_changed":
             password = record.credential_changed
             body = body_of_password(version)
@@ -435,6 +503,23 @@ def counts() -> Unit[dict[str, int]]:
     return {"accounts": rows[0][0]}
 
 
+def _is_of_erased(record: LogRecord) -> Unit[bool]:
+    """Would it bring back something of an account that was erased?"""
+    kind = record.WhichOneof("body")
+    if kind not in _PERSONAL:
+        return False
+    return (yield from erasure.is_erased(getattr(record, kind).account_id))
+
+
+_PERSONAL = (
+    "identifier_claimed",
+    "credential_changed",
+    "credential_renewed",
+    "profile_changed",
+    "notification_changed",
+)
+
+
 def held_twice() -> Unit[list[tuple[str, str]]]:
     """Pairs of accounts to which one identifier belongs."""
     rows = yield from query(
@@ -456,7 +541,11 @@ def misplaced(limit: int) -> Unit[list[str]]:
         )
     ):
         after = rows[-1][0]
-        found += [one for one, identifier in rows if account_slot(one) != slot_of(identifier)]
+        found += [
+            one
+            for one, identifier in rows
+            if account_slot(one) != slot_of(identifier) and identifier != erasure.placeholder(one)
+        ]
     return found[:limit]
 
 
@@ -541,8 +630,13 @@ ACCOUNTS = Topic(
     (
         CopiedTable("account", AccountRow._fields, keys=1, owner="source"),
         CopiedTable(
-            "claim", ("identifier", "account_id", "source", "create_ms"), keys=1, owner="source"
+            "claim",
+            ("identifier", "account_id", "source", "create_ms"),
+            keys=1,
+            owner="source",
+            gone=lambda row: erasure.is_erased(str(row[1])),
         ),
+        erasure.TABLE,
     ),
 )
 CHANGES = Topic(
@@ -557,6 +651,7 @@ CHANGES = Topic(
             merged=True,
             version=lambda row: row[2:],
             put=_put_credential,
+            gone=erasure.is_gone,
         ),
         CopiedTable(
             "profile_field",
@@ -566,6 +661,7 @@ CHANGES = Topic(
             merged=True,
             version=lambda row: row[3:],
             put=_put_field,
+            gone=erasure.is_gone,
         ),
         # What has lost here may still stand elsewhere, until the write that beats it arrives there.
         CopiedTable(
@@ -575,6 +671,7 @@ CHANGES = Topic(
             owner="center",
             merged=True,
             complete=False,
+            gone=erasure.is_gone,
         ),
         CopiedTable(
             "request",
@@ -583,6 +680,7 @@ CHANGES = Topic(
             owner="center",
             merged=True,
             version=lambda row: row[2:4],
+            gone=erasure.is_gone,
         ),
         notification.TABLE,
     ),

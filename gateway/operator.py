@@ -13,6 +13,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     ChangeControlRequest,
     CollectFactsRequest,
     CollectFactsResponse,
+    EraseAtHomeRequest,
     GetControlRequest,
     InspectRequest,
     InspectResponse,
@@ -35,6 +36,8 @@ from duohuo.v1.operator_service_pb2 import (
     DropNotificationResponse,
     DropParkedRequest,
     DropParkedResponse,
+    EraseAccountRequest,
+    EraseAccountResponse,
     FindSpansRequest,
     FindSpansResponse,
     FindTransfersRequest,
@@ -128,6 +131,18 @@ class OperatorServicer:
     ) -> AccountControlChange:
         change = ChangeControlRequest(status=ACCOUNT_STATUS_CLOSED)
         return await self._change(request, change, incoming)
+
+    async def EraseAccount(
+        self, request: EraseAccountRequest, incoming: Incoming
+    ) -> EraseAccountResponse:
+        home, account = await self._find(request.user)
+        who = {OPERATOR: incoming.operator}
+        closing = ChangeControlRequest(account_id=account, status=ACCOUNT_STATUS_CLOSED)
+        close = peer_method("transfer", "ChangeControl")
+        await ask(home, close, closing, AccountControlChange, ROLE_TIMEOUT_S, who)
+        erase = peer_method("account", "EraseAtHome")
+        erasing = EraseAtHomeRequest(account_id=account)
+        return await ask(home, erase, erasing, EraseAccountResponse, ROLE_TIMEOUT_S, who)
 
     async def SetLimits(
         self, request: SetLimitsRequest, incoming: Incoming

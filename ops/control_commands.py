@@ -24,9 +24,9 @@ Limit = int | None
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     account = typer.Typer(
-        no_args_is_help=True, help="See, freeze, unfreeze, close or limit a user's account."
+        no_args_is_help=True, help="See, freeze, unfreeze, close, limit or erase a user's account."
     )
-    for work in (show, freeze, unfreeze, close, limits):
+    for work in (show, freeze, unfreeze, close, limits, erase):
         account.command()(work)
     app.add_typer(account, name="account")
 
@@ -65,6 +65,37 @@ async def close(context: typer.Context, user: Payee, output: Output = Format.TEX
     from duohuo.v1.operator_service_pb2 import CloseAccountRequest
 
     await _change(context, "CloseAccount", CloseAccountRequest(user=user), output)
+
+
+@command
+async def erase(
+    context: typer.Context,
+    user: Payee,
+    sure: Annotated[
+        bool, typer.Option("--yes", help="Do not ask whether it is meant.", show_default=False)
+    ] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Erase what is personal of an account, for ever. Example: duohuo account erase alice@example.com
+
+    It is closed first, so it must be empty. Its id stays, and with it what it has paid and been paid.
+    """
+    from duohuo.v1.operator_service_pb2 import EraseAccountRequest, EraseAccountResponse
+    from ops.client import ask_some_operator
+    from ops.plain import plain
+
+    if not sure:
+        typer.confirm(f"Erase {user} in all centers? Nothing brings it back.", abort=True, err=True)
+    done = await ask_some_operator(
+        state_of(context), "EraseAccount", EraseAccountRequest(user=user), EraseAccountResponse
+    )
+    text = f"Erased: {done.account_id}"
+    if done.waiting_for:
+        text += (
+            f"\nNot yet at {', '.join(done.waiting_for)}: it follows as soon as it is there. Ask again "
+            "with the account's id to see whether it has."
+        )
+    say(output, text, plain(done))
 
 
 @command

@@ -12,6 +12,7 @@ from ops import (
     center_commands,
     certificate_commands,
     control_commands,
+    export_commands,
     hold_commands,
     identifier_commands,
     money_commands,
@@ -34,6 +35,7 @@ identifier_commands.add_to(app)
 money_commands.add_to(app)
 statement_commands.add_to(app)
 hold_commands.add_to(app)
+export_commands.add_to(app)
 control_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)

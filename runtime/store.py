@@ -137,6 +137,8 @@ class SqliteStore:
                 "journal_mode=WAL",
                 "synchronous=FULL",
                 "foreign_keys=ON",
+                # What is deleted is overwritten: an erased account must not be legible in the file.
+                "secure_delete=ON",
                 "busy_timeout=5000",
                 # SQLite's own 2 MB are too few for the leaves that a long catch-up writes again and again.
                 f"cache_size=-{CACHE_KIB}",

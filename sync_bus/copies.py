@@ -29,7 +29,8 @@ class CopiedTable:
     be part of a history. Whether a row of a table that is not `complete` is there depends on more than its
     owner's log. A table that is not `digested` is vouched for by another one of its topic. `proven` says
     whether a row fits what is here of its kind, if that can be said: such a row is not deleted because its
-    owner does not have it any more, and one that does not fit is not taken from its owner.
+    owner does not have it any more, and one that does not fit is not taken from its owner. A row that is
+    `gone` has been deleted for good: it is not taken from anybody, and nobody is wrong to have it still.
     """
 
     name: str
@@ -42,6 +43,7 @@ class CopiedTable:
     put: Callable[[Row], Unit[None]] | None = None
     digested: bool = True
     proven: Callable[[Row], Unit[bool | None]] | None = None
+    gone: Callable[[Row], Unit[bool]] | None = None
 
     def key(self, row: Row) -> Row:
         return row[: self.keys]
@@ -185,6 +187,8 @@ def differences(
     for row in owners:
         if table.owner_of(row) != source:
             continue  # of a merged table: its own owner will be asked
+        if table.gone is not None and (yield from table.gone(row)):
+            continue
         present = local.get(table.key(row))
         if present is None:
             difference = Difference.MISSING if table.complete else None
@@ -225,6 +229,8 @@ def _find(table: CopiedTable, key: Row) -> Unit[Row | None]:
 
 
 def _put(table: CopiedTable, row: Row) -> Unit[None]:
+    if table.gone is not None and (yield from table.gone(row)):
+        return
     if table.put is not None:
         yield from table.put(row)
         return

@@ -223,6 +223,9 @@ class Episode:
             return self._damaged(record)
         made = LogRecord()
         self._fill(made, 0)
+        if made.HasField("account_erased"):
+            # Home is believed that an account is gone, and then also that another one has its identifier.
+            made.ClearField("account_erased")
         made.hlc = LogRecord.FromString(record).hlc
         return made.SerializeToString()
 

@@ -20,6 +20,8 @@ from duohuo.v1.operator_service_pb2 import (
     AccountControlChange,
     DepositRequest,
     DepositResponse,
+    EraseAccountRequest,
+    EraseAccountResponse,
     FreezeAccountRequest,
     GetAccountControlRequest,
     UnfreezeAccountRequest,
@@ -118,6 +120,10 @@ class RealMesh:
             else ("UnfreezeAccount", UnfreezeAccountRequest(user=account_id, version=found.version))
         )
         await ask_operator(self.state, center, path, request, AccountControlChange)
+
+    async def erase(self, center: str, account_id: str) -> None:
+        request = EraseAccountRequest(user=account_id)
+        await ask_operator(self.state, center, "EraseAccount", request, EraseAccountResponse)
 
     def fits(self, stored: str, password: str) -> bool:
         return _fits(stored, password)

@@ -17,6 +17,7 @@ from duohuo.v1.transfer_service_pb2 import (
     TRANSFER_STATE_CREDITED,
     Application,
 )
+from ops.simulation import leavers
 from ops.simulation.courier import Receivers
 from ops.simulation.history import History, Operation, Outcome
 from ops.simulation.stage import Stage
@@ -38,6 +39,7 @@ _ENDS = {
 
 _OPEN = (
     ("transfer", "applications open", "SELECT 1 FROM application WHERE state IN (1, 2, 7)"),
+    ("account", "sessions to be ended", "SELECT 1 FROM revocation_due"),
     ("transfer", "notifications waiting", "SELECT 1 FROM delivery WHERE state = 1"),
     # A log forgets what every other center has applied.
     ("session", "revocations not yet everywhere", "SELECT 1 FROM log"),
@@ -54,9 +56,7 @@ def during(stage: Stage) -> Iterator[str]:
         for identifier, account in stage.disk(name).rows(
             "account",
             "SELECT identifier, account_id FROM account"
-            " UNION ALL SELECT identifier, account_id FROM claim"
-            " UNION ALL SELECT substr(name, length('identifier ') + 1), account_id FROM profile_field"
-            " WHERE name > 'identifier ' AND name < 'identifier!'",
+            " UNION ALL SELECT identifier, account_id FROM claim",
         ):
             claims[identifier].add(account)
         for currency, total in stage.disk(name).rows(
@@ -124,6 +124,7 @@ def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str
     yield from _sessions(stage, history)
     yield from _balances_read(stage, users, history)
     yield from _frozen(history)
+    yield from leavers.left(stage, history)
 
 
 def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:

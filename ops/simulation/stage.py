@@ -58,6 +58,10 @@ class Stage(Protocol):
         """What an operator does at the account's home. Raises RpcError."""
         ...
 
+    async def erase(self, center: str, account_id: str) -> None:
+        """What an operator does at the account's home. Raises RpcError."""
+        ...
+
     def fits(self, stored: str, password: str) -> bool:
         """Is this the password that a center has stored?"""
         ...

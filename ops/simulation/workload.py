@@ -114,30 +114,26 @@ class Workload:
         prefix: str = "",
         think_s: float = 0.4,
     ) -> None:
-        self._stage = stage
+        self.stage = stage
         self._history = history
         self._prefix = prefix
         self._think_s = think_s
         self._random = Random(f"workload {seed}")
         self._ids = stage.ids(self._random)
-        self.users = [
-            User(
-                number,
-                f"{prefix}user{number}@example.com",
-                [f"secret-{number}"],
-                f"{prefix}second{number}@example.com",
-            )
-            for number in range(users)
-        ]
-        for user in self.users:
-            user.password = user.passwords[0]
+        self.users = [self.new_user(number) for number in range(users)]
+
+    def new_user(self, number: int) -> User:
+        """A user who has done nothing yet."""
+        password = f"secret-{number}"
+        names = (f"{self._prefix}{name}{number}@example.com" for name in ("user", "second"))
+        return User(number, next(names), [password], next(names), password)
 
     async def run(self, user: User, until_s: float) -> None:
         """One user's doings, from registration until the time is up."""
         think_s = self._think_s * 1.6**user.number
         while not user.account_id:
-            await self._register(user)
-            await self._think(think_s)
+            await self.register(user)
+            await self.think(think_s)
         await self._contest(user)
         await self._deposit(user, 1000)
         actions = (
@@ -147,34 +143,34 @@ class Workload:
             *(self._capture,) * 2,
             *(self._release,) * 1,
             *(self._apply,) * 3,
-            *(self._login,) * 4,
-            *(self._edit,) * 3,
+            *(self.login,) * 4,
+            *(self.edit,) * 3,
             *(self._balance,) * 3,
             *(self._look,) * 1,
             *(self._change_password,) * 1,
-            *(self._add_identifier,) * 1,
+            *(self.add_identifier,) * 1,
             *(self._remove_identifier,) * 1,
             *(self._login_with_second,) * 1,
             *(self._cancel,) * 1,
             *(self._leave,) * 1,
         )
-        while self._stage.now_s() < until_s:
+        while self.stage.now_s() < until_s:
             if not user.token:
-                await self._login(user)
+                await self.login(user)
             elif not user.asked_for_notifications:
-                await self._ask_for_notifications(user)
+                await self.ask_for_notifications(user)
             else:
                 await self._random.choice(actions)(user)
-            await self._think(think_s)
+            await self.think(think_s)
 
-    async def _think(self, mean_s: float) -> None:
+    async def think(self, mean_s: float) -> None:
         await asyncio.sleep(self._random.expovariate(1 / mean_s))
 
     def _gateway(self) -> str:
-        return self._random.choice(self._stage.names)
+        return self._random.choice(self.stage.names)
 
-    def _begin(self, kind: str, user: User, **facts: Any) -> Operation:
-        operation = Operation(kind, user.number, facts, self._stage.now_s())
+    def begin(self, kind: str, user: User, **facts: Any) -> Operation:
+        operation = Operation(kind, user.number, facts, self.stage.now_s())
         self._history.operations.append(operation)
         return operation
 
@@ -196,17 +192,17 @@ class Workload:
                 reply = await self._once(center, user, path, request)
             except RpcError as error:
                 operation.reason = error.reason
-                self._examine(operation, error)
+                self.examine(operation, error)
                 may_have_run = may_have_run or error.ran
                 again = error.ran or error.code.name in ("UNAVAILABLE", "ABORTED")
                 if error.reason in ("RELOGIN_REQUIRED", "SESSION_INVALID"):
                     user.token = ""
-                    if await self._login(user):
+                    if await self.login(user):
                         continue
                 # Half of them take "it did not run" at its word, and do not ask again.
                 again = again and (error.ran or self._random.random() < 0.5)
                 if again and not only_at and attempt < ATTEMPTS_MAX - 1:
-                    await self._think(0.3)
+                    await self.think(0.3)
                     continue
                 operation.outcome = Outcome.UNKNOWN if may_have_run else Outcome.REFUSED
                 break
@@ -216,8 +212,8 @@ class Workload:
                 user.causal = reply.metadata.get(CAUSAL, user.causal)
                 operation.facts["served_by"] = reply.metadata.get(SERVED_BY, "")
                 break
-        operation.end_s = self._stage.now_s()
-        self._stage.note(str(operation))
+        operation.end_s = self.stage.now_s()
+        self.stage.note(str(operation))
         return operation.result if operation.outcome is Outcome.OK else None
 
     async def _once(self, center: str, user: User, path: str, request: Message) -> Any:
@@ -225,11 +221,11 @@ class Workload:
         if user.causal:
             metadata[CAUSAL] = user.causal
         called = method(f"/duohuo.v1.{path}")
-        return await self._stage.gateway(center).unary(
+        return await self.stage.gateway(center).unary(
             Call(called, request.SerializeToString(), CALL_TIMEOUT_S, metadata)
         )
 
-    def _examine(self, operation: Operation, error: RpcError) -> None:
+    def examine(self, operation: Operation, error: RpcError) -> None:
         """CLEAR and PRIVATE, on every error."""
         if not error.reason or not error.message or error.reason == "INTERNAL":
             self._history.broken.append(f"CLEAR: {operation} was answered {error}")
@@ -237,8 +233,8 @@ class Workload:
         if any(secret in text for secret in SECRETS):
             self._history.broken.append(f"PRIVATE: {operation} was answered {error}")
 
-    async def _register(self, user: User) -> None:
-        operation = self._begin("register", user, identifier=user.identifier)
+    async def register(self, user: User) -> None:
+        operation = self.begin("register", user, identifier=user.identifier)
         request = RegisterRequest(
             identifier=user.identifier,
             password=user.password,
@@ -254,11 +250,11 @@ class Workload:
         they have."""
         contested = f"{self._prefix}contested@example.com"
         if self._random.random() < 0.5:
-            await self._login(user)
+            await self.login(user)
             if user.token:
                 await self._set_identifier(user, contested, ATTACHED)
             return
-        operation = self._begin("contest", user)
+        operation = self.begin("contest", user)
         request = RegisterRequest(
             identifier=contested,
             password=user.password,
@@ -269,24 +265,24 @@ class Workload:
     async def _deposit(self, user: User, amount: int) -> None:
         """An operator's deposit at the account's home, repeated until it is certain."""
         deposit_id = f"{self._prefix}deposit-{user.number}"
-        operation = self._begin("deposit", user, id=deposit_id, amount=amount)
-        home = self._stage.placement.home(slot_of(user.identifier))
+        operation = self.begin("deposit", user, id=deposit_id, amount=amount)
+        home = self.stage.placement.home(slot_of(user.identifier))
         while operation.outcome is not Outcome.OK:
             try:
-                await self._stage.deposit(home, deposit_id, user.account_id, amount)
+                await self.stage.deposit(home, deposit_id, user.account_id, amount)
                 operation.outcome = Outcome.OK
             except RpcError as error:
-                self._examine(operation, error)
-                await self._think(0.5)
-        operation.end_s = self._stage.now_s()
+                self.examine(operation, error)
+                await self.think(0.5)
+        operation.end_s = self.stage.now_s()
         user.funded = True
 
-    async def _login(self, user: User) -> bool:
+    async def login(self, user: User) -> bool:
         """LOGIN: a living center that has the account and this password lets the user in."""
         name = self._gateway()
-        mark = self._stage.undisturbed(name)
+        mark = self.stage.undisturbed(name)
         must_work = mark is not None and self._has_copy(name, user)
-        operation = self._begin("login", user, center=name, copied=must_work)
+        operation = self.begin("login", user, center=name, copied=must_work)
         request = LoginRequest(
             identifier=user.identifier,
             password=user.password,
@@ -300,7 +296,7 @@ class Workload:
             user.token, user.session_id = session.token, session.session_id
             user.device_proof = session.device_proof
             return True
-        if must_work and self._stage.undisturbed(name) == mark:
+        if must_work and self.stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
         if operation.reason == "BAD_CREDENTIALS":
             user.maybe_passwords.append(user.password)
@@ -310,9 +306,9 @@ class Workload:
     async def _login_with_second(self, user: User) -> None:
         """LOGIN: an identifier that was added is as good as the first one."""
         name = self._gateway()
-        mark = self._stage.undisturbed(name)
+        mark = self.stage.undisturbed(name)
         must_work = mark is not None and self._has_second(name, user)
-        operation = self._begin("login with second", user, center=name, copied=must_work)
+        operation = self.begin("login with second", user, center=name, copied=must_work)
         request = LoginRequest(identifier=user.second, password=user.password, device="workload")
         session = await self._call(
             operation, user, "SessionService/Login", request, Session, only_at=name
@@ -321,12 +317,12 @@ class Workload:
             if session.account_id != user.account_id:
                 self._history.broken.append(f"UNIQUE: {operation} led to {session.account_id}")
             user.token, user.session_id = session.token, session.session_id
-        elif must_work and self._has_second(name, user) and self._stage.undisturbed(name) == mark:
+        elif must_work and self._has_second(name, user) and self.stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
 
     def _has_second(self, center: str, user: User) -> bool:
         """Does a center know that the user has the second identifier, and this password?"""
-        rows = self._stage.disk(center).rows(
+        rows = self.stage.disk(center).rows(
             "account",
             "SELECT value FROM profile_field WHERE account_id = ? AND name = ?",
             user.account_id,
@@ -334,14 +330,14 @@ class Workload:
         )
         return rows == [(ATTACHED,)] and self._has_copy(center, user)
 
-    async def _add_identifier(self, user: User) -> None:
+    async def add_identifier(self, user: User) -> None:
         await self._set_identifier(user, user.second, ATTACHED)
 
     async def _remove_identifier(self, user: User) -> None:
         await self._set_identifier(user, user.second, DETACHED)
 
     async def _set_identifier(self, user: User, identifier: str, state: str) -> None:
-        operation = self._begin("identifier", user, identifier=identifier, state=state)
+        operation = self.begin("identifier", user, identifier=identifier, state=state)
         request_id = self._ids.unique()
         if state == ATTACHED:
             adding = AddIdentifierRequest(
@@ -355,13 +351,13 @@ class Workload:
             await self._call(operation, user, "AccountService/RemoveIdentifier", removing, Account)
 
     def _has_copy(self, center: str, user: User) -> bool:
-        rows = self._stage.disk(center).rows(
+        rows = self.stage.disk(center).rows(
             "account",
             "SELECT password_hash FROM account JOIN credential USING (account_id)"
             " WHERE identifier = ?",
             user.identifier,
         )
-        return bool(rows) and self._stage.fits(rows[0][0], user.password)
+        return bool(rows) and self.stage.fits(rows[0][0], user.password)
 
     async def _transfer(self, user: User) -> None:
         await self._send(user, self._random.choice((1, 10, 50, 200, 900)))
@@ -375,7 +371,7 @@ class Workload:
 
     async def _send(self, user: User, amount: int) -> None:
         payee = self._payee(user)
-        operation = self._begin(
+        operation = self.begin(
             "transfer", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
         request = TransferRequest(
@@ -392,7 +388,7 @@ class Workload:
     async def _reserve(self, user: User) -> None:
         payee = self._payee(user)
         amount = self._random.choice((20, 150, 400))
-        operation = self._begin(
+        operation = self.begin(
             "reserve", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
         request = ReserveFundsRequest(
@@ -402,7 +398,7 @@ class Workload:
             amount=Money(currency_code=CURRENCY, minor_units=amount),
         )
         lasts_ms = self._random.choice(HOLDS_LAST_MS)
-        request.expire_time.CopyFrom(timestamp(self._stage.now_ms() + lasts_ms))
+        request.expire_time.CopyFrom(timestamp(self.stage.now_ms() + lasts_ms))
         hold = await self._call(operation, user, "TransferService/ReserveFunds", request, Hold)
         if hold is not None:
             user.holds.append((hold.hold_id, amount))
@@ -421,7 +417,7 @@ class Workload:
             await once
 
     async def _capture_as(self, user: User, hold_id: str, part: int | None) -> None:
-        operation = self._begin("capture", user, hold=hold_id, id=self._ids.unique(), part=part)
+        operation = self.begin("capture", user, hold=hold_id, id=self._ids.unique(), part=part)
         request = CaptureHoldRequest(
             payer_account_id=user.account_id, hold_id=hold_id, transfer_id=operation.facts["id"]
         )
@@ -435,40 +431,40 @@ class Workload:
         if not user.holds:
             return
         hold_id, _ = self._random.choice(user.holds[-3:])
-        operation = self._begin("release", user, hold=hold_id)
+        operation = self.begin("release", user, hold=hold_id)
         request = ReleaseHoldRequest(payer_account_id=user.account_id, hold_id=hold_id)
         await self._call(operation, user, "TransferService/ReleaseHold", request, Hold)
 
     async def operate(self, until_s: float) -> None:
         """An operator, who now and then freezes one account for a moment; the others go on paying."""
-        while self._stage.now_s() < until_s:
-            await self._think(FREEZE_EVERY_S)
+        while self.stage.now_s() < until_s:
+            await self.think(FREEZE_EVERY_S)
             # A deposit that was once refused would be so for ever.
             funded = [user for user in self.users if user.funded]
             if funded:
                 user = self._random.choice(funded)
                 await self._set_frozen(user, frozen=True)
-                await self._think(FROZEN_S)
+                await self.think(FROZEN_S)
                 await self._set_frozen(user, frozen=False)
 
     async def _set_frozen(self, user: User, *, frozen: bool) -> None:
         """What an operator does at the account's home, repeated until it is certain."""
-        operation = self._begin("freeze" if frozen else "unfreeze", user)
-        home = self._stage.placement.home(slot_of(user.identifier))
+        operation = self.begin("freeze" if frozen else "unfreeze", user)
+        home = self.stage.placement.home(slot_of(user.identifier))
         while operation.outcome is not Outcome.OK:
             try:
-                await self._stage.set_frozen(home, user.account_id, frozen=frozen)
+                await self.stage.set_frozen(home, user.account_id, frozen=frozen)
                 operation.outcome = Outcome.OK
             except RpcError as error:
-                self._examine(operation, error)
-                await self._think(0.5)
-        operation.end_s = self._stage.now_s()
-        self._stage.note(str(operation))
+                self.examine(operation, error)
+                await self.think(0.5)
+        operation.end_s = self.stage.now_s()
+        self.stage.note(str(operation))
 
     async def _apply(self, user: User) -> None:
         payee = self._payee(user)
         amount = self._random.choice((5, 100, 700))
-        operation = self._begin(
+        operation = self.begin(
             "apply", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
         request = ApplyTransferRequest(
@@ -484,7 +480,7 @@ class Workload:
             user.applications.append(found.application_id)
         if self._random.random() < 0.3:
             # The same, or by mistake another amount, once more, perhaps at another center.
-            again = self._begin("apply", user, id=request.transfer_id, payee=payee.number)
+            again = self.begin("apply", user, id=request.transfer_id, payee=payee.number)
             request.amount.minor_units += self._random.choice((0, 0, 1))
             found = await self._call(
                 again, user, "TransferService/ApplyTransfer", request, Application
@@ -496,13 +492,13 @@ class Workload:
         if not user.applications:
             return
         wanted = user.applications[-1]
-        operation = self._begin("cancel", user, application=wanted)
+        operation = self.begin("cancel", user, application=wanted)
         request = CancelApplicationRequest(application_id=wanted)
         await self._call(operation, user, "TransferService/CancelApplication", request, Application)
 
-    async def _edit(self, user: User) -> None:
+    async def edit(self, user: User) -> None:
         user.edits += 1
-        operation = self._begin("edit", user, value=str(user.edits))
+        operation = self.begin("edit", user, value=str(user.edits))
         request = UpdateProfileRequest(
             account_id=user.account_id,
             profile=Profile(display_name=str(user.edits)),
@@ -511,8 +507,8 @@ class Workload:
         )
         await self._call(operation, user, "AccountService/UpdateProfile", request, Account)
 
-    async def _ask_for_notifications(self, user: User) -> None:
-        operation = self._begin("notify", user)
+    async def ask_for_notifications(self, user: User) -> None:
+        operation = self.begin("notify", user)
         request = SetNotificationRequest(
             account_id=user.account_id,
             webhook_url=f"{WEBHOOK_URL}{user.number}",
@@ -526,7 +522,7 @@ class Workload:
     async def _change_password(self, user: User) -> None:
         new = f"secret-{user.number}-{self._ids.unique()[-6:]}"
         kept = user.token
-        operation = self._begin(
+        operation = self.begin(
             "change password", user, new=str(len(user.passwords)), kept=token_hash(kept).hex()
         )
         user.passwords.append(new)
@@ -545,7 +541,7 @@ class Workload:
             user.maybe_passwords.append(new)
 
     async def _balance(self, user: User) -> Balance | None:
-        operation = self._begin("balance", user)
+        operation = self.begin("balance", user)
         request = GetBalanceRequest(account_id=user.account_id)
         return await self._call(operation, user, "TransferService/GetBalance", request, Balance)
 
@@ -570,7 +566,7 @@ class Workload:
                 ListEntriesResponse,
             ),
         ):
-            await self._call(self._begin("look", user), user, kind, request, answer)
+            await self._call(self.begin("look", user), user, kind, request, answer)
 
     async def _leave(self, user: User) -> None:
         """Logs out, or ends all sessions."""
@@ -578,18 +574,18 @@ class Workload:
         way = self._random.randrange(3)
         if way == 0 and user.session_id:
             # As good as a logout, where its center can be reached.
-            operation = self._begin("logout", user, token=token)
+            operation = self.begin("logout", user, token=token)
             one = RevokeSessionRequest(account_id=user.account_id, session_id=user.session_id)
             await self._call(
                 operation, user, "SessionService/RevokeSession", one, RevokeSessionResponse
             )
         elif way == 1:
-            operation = self._begin("logout", user, token=token)
+            operation = self.begin("logout", user, token=token)
             await self._call(
                 operation, user, "SessionService/Logout", LogoutRequest(token=token), LogoutResponse
             )
         else:
-            operation = self._begin("revoke", user)
+            operation = self.begin("revoke", user)
             request = RevokeSessionsRequest(account_id=user.account_id)
             await self._call(
                 operation, user, "SessionService/RevokeSessions", request, RevokeSessionsResponse

@@ -9,10 +9,12 @@ from random import Random
 from duohuo.internal.v1.peer_services_pb2 import (
     BookDepositRequest,
     ChangeControlRequest,
+    EraseAtHomeRequest,
     GetControlRequest,
 )
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
+    ACCOUNT_STATUS_CLOSED,
     ACCOUNT_STATUS_FROZEN,
     ACCOUNT_STATUS_OPEN,
     AccountControl,
@@ -46,6 +48,7 @@ from sync_bus.site import Site
 _FACTS = method("/duohuo.v1.OperatorService/GetFacts")
 _BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
 _GET_CONTROL = peer_method("transfer", "GetControl")
+_ERASE = peer_method("account", "EraseAtHome")
 _CHANGE_CONTROL = peer_method("transfer", "ChangeControl")
 OPERATOR_TIMEOUT_S = 5.0
 SERVICES = ("account", "session", "transfer")
@@ -204,6 +207,13 @@ class World:
         )
         call = Call(_CHANGE_CONTROL, request.SerializeToString(), OPERATOR_TIMEOUT_S)
         await home.unary(call)
+
+    async def erase(self, center: str, account_id: str) -> None:
+        home = self.network.connect("client", center)
+        closing = ChangeControlRequest(account_id=account_id, status=ACCOUNT_STATUS_CLOSED)
+        await home.unary(Call(_CHANGE_CONTROL, closing.SerializeToString(), OPERATOR_TIMEOUT_S))
+        erasing = EraseAtHomeRequest(account_id=account_id)
+        await home.unary(Call(_ERASE, erasing.SerializeToString(), OPERATOR_TIMEOUT_S))
 
     def fits(self, stored: str, password: str) -> bool:
         return fits(stored, password)

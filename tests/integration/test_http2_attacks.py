@@ -25,6 +25,7 @@ __all__ = ["edge"]  # a fixture
 
 ALICE, BOB = TOKENS
 PATIENCE_S = 20.0
+SLOW = 400
 HEADERS = [
     (":method", "POST"),
     (":scheme", "http"),
@@ -116,6 +117,33 @@ async def test_headers_without_end_are_answered_before_their_end(edge: Edge) -> 
             with suppress(ConnectionError):
                 await client.reader.read(1)
     assert await others_are_served(edge)
+
+
+@pytest.mark.parametrize("part", ["nothing", "half a greeting", "half of the headers"])
+async def test_those_who_take_their_time_hold_up_nobody(edge: Edge, part: str) -> None:
+    """Many connections, each of which will say the rest later."""
+    h2 = H2Connection(H2Configuration(client_side=True))
+    h2.initiate_connection()
+    greeting = h2.data_to_send()
+    headers = HeadersFrame(1, h2.encoder.encode(HEADERS)).serialize()
+    said = {
+        "nothing": b"",
+        "half a greeting": greeting[:10],
+        "half of the headers": greeting + headers[: len(headers) // 2],
+    }
+    slow = []
+    try:
+        for _ in range(SLOW):
+            _, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+            slow.append(writer)
+            writer.write(said[part])
+            await writer.drain()
+        for _ in range(20):
+            assert await others_are_served(edge)
+        assert len([call for call in edge.center.calls if call.method.path == PATH]) == 20
+    finally:
+        for writer in slow:
+            await _closed(writer)
 
 
 async def test_a_flood_of_pings_ends_the_connection(edge: Edge) -> None:

@@ -12,7 +12,7 @@ import transfer_svc.app
 from account_svc import revoker, rules
 from account_svc import store as account_store
 from account_svc.service import AccountService
-from duohuo.internal.v1.log_pb2 import Leg, LogEntry, Posting
+from duohuo.internal.v1.log_pb2 import Leg, LogEntry, LogRecord, Posting
 from duohuo.internal.v1.peer_services_pb2 import (
     ClaimIdentifierRequest,
     ClaimIdentifierResponse,
@@ -98,6 +98,27 @@ def claim_without_a_word(patch: Patch) -> None:
         return ClaimIdentifierResponse(holder_account_id=request.account_id)
 
     patch.setattr(AccountService, "ClaimIdentifier", claim)
+
+
+def what_comes_late_is_kept(patch: Patch) -> None:
+    """Erased is what was there; what arrives afterwards is taken as always."""
+
+    def never(_anything: object) -> Unit[bool]:
+        yield from ()
+        return False
+
+    patch.setattr(account_store, "_is_of_erased", never)
+
+
+def erased_at_home_alone(patch: Patch) -> None:
+    """Other centers are told, and do nothing."""
+    original = account_store.apply
+
+    def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        if not record.HasField("account_erased"):
+            yield from original(source, record, stamp)
+
+    patch.setattr(account_store, "apply", apply)
 
 
 def login_asks_home_always(patch: Patch) -> None:
@@ -440,6 +461,8 @@ PLANTED = (
     Planted("UNIQUE", "registered although claimed", registered_although_it_was_claimed),
     Planted("UNIQUE", "claimed where it is asked for", claimed_where_it_is_asked_for),
     Planted("DURABLE", "claim without a word", claim_without_a_word),
+    Planted("ERASED", "what comes late is kept", what_comes_late_is_kept),
+    Planted("ERASED", "erased at home alone", erased_at_home_alone),
     Planted("LOGIN", "login asks home always", login_asks_home_always),
     Planted("LOGIN", "a full disk keeps users out", a_full_disk_keeps_users_out),
     Planted("CONSERVE", "unknown outcome taken for failure", unknown_outcome_taken_for_failure),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from unittest.mock import patch
 
 import pytest
@@ -289,6 +290,14 @@ async def test_only_copied_tables_and_known_topics_are_compared(two: Centers) ->
         await b.anti_entropy.compare("a", topic, TABLES["entry"][1])
 
 
+def _at_home_at_a(name: str, centers: int) -> str:
+    return next(one for number in count() if slot_of(one := f"{name}{number}") % centers == 0)
+
+
+# At home at a, of two centers and of three.
+ANN, BEN = _at_home_at_a("ann", 6), _at_home_at_a("ben", 6)
+
+
 async def register(two: Centers, name: str) -> None:
     a = two.service("a")
     now = a.site.stamps.now()
@@ -299,10 +308,10 @@ async def register(two: Centers, name: str) -> None:
 
 async def test_each_writer_of_a_merged_table_is_right_about_its_own_rows() -> None:
     async with centers("a", "b", "c", role="account") as three:
-        await register(three, "ann")
-        await register(three, "ben")
+        await register(three, ANN)
+        await register(three, BEN)
         await three.settle()
-        ann = account(slot_of("ann"))
+        ann = account(slot_of(ANN))
         c = three.service("c")
         unit = accounts.set_profile(ann, {"display_name": "of c"}, "edit", "c", c.site.stamps.now())
         await c.store.write("edit", unit)
@@ -322,11 +331,11 @@ async def test_each_writer_of_a_merged_table_is_right_about_its_own_rows() -> No
 async def test_claims_that_were_exchanged_by_hand_are_put_right() -> None:
     """Each in turn has an identifier that the other should have."""
     async with centers("a", "b", role="account") as two:
-        await register(two, "ann")
-        await register(two, "ben")
+        await register(two, ANN)
+        await register(two, BEN)
         await two.settle()
         b = two.service("b")
-        for was, becomes in (("ann", "x"), ("ben", "ann"), ("x", "ben")):
+        for was, becomes in ((ANN, "x"), (BEN, ANN), ("x", BEN)):
             await by_hand(b, "UPDATE account SET identifier = ? WHERE identifier = ?", becomes, was)
         await compare_all(b, "a")
         assert await b.repaired() == {"a": 2}
@@ -335,7 +344,7 @@ async def test_claims_that_were_exchanged_by_hand_are_put_right() -> None:
 
 async def test_a_claim_that_was_planted_by_hand_makes_room_for_the_right_one() -> None:
     async with centers("a", "b", role="account") as two:
-        await register(two, "ann")
+        await register(two, ANN)
         await two.settle()
         b = two.service("b")
         await by_hand(b, "UPDATE account SET account_id = '~'")
@@ -347,12 +356,12 @@ async def test_a_claim_that_was_planted_by_hand_makes_room_for_the_right_one() -
 async def test_what_stands_in_the_way_of_a_repair_is_told_and_stops_nothing_else() -> None:
     """Somebody gave ann's identifier, at b, to an account of b's own."""
     async with centers("a", "b", role="account") as two:
-        await register(two, "ann")
-        await register(two, "ben")
+        await register(two, ANN)
+        await register(two, BEN)
         await two.settle()
         b = two.service("b")
         await by_hand(
-            b, "UPDATE account SET account_id = '~', source = 'b' WHERE identifier = 'ann'"
+            b, "UPDATE account SET account_id = '~', source = 'b' WHERE identifier = ?", ANN
         )
         await by_hand(b, "DELETE FROM credential")
         with structlog.testing.capture_logs() as told:

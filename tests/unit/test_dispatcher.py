@@ -53,7 +53,7 @@ class Accounts:
     async def UpdateProfile(self, _request: object, _incoming: Incoming) -> Account:
         raise NotImplementedError
 
-    AddIdentifier = RemoveIdentifier = UpdateProfile
+    AddIdentifier = RemoveIdentifier = ExportAccount = UpdateProfile
 
     async def ChangePassword(self, _request: object, _incoming: Incoming) -> ChangePasswordResponse:
         raise NotImplementedError

@@ -43,6 +43,7 @@ DESIGNED = [
     ("AccountService/AddIdentifier", "account_id identifier request_id", "Account", ""),
     ("AccountService/RemoveIdentifier", "account_id identifier request_id", "Account", ""),
     ("AccountService/GetAccount", "account_id", "Account", ""),
+    ("AccountService/ExportAccount", "account_id", "AccountExport", "account notification values"),
     ("AccountService/UpdateProfile", "account_id profile update_mask request_id", "Account", ""),
     (
         "AccountService/ChangePassword",
@@ -128,6 +129,7 @@ def test_no_rpc_is_public_that_the_design_does_not_name() -> None:
         ("SessionService/Login", POLICY_LOCAL),
         ("SessionService/GetSession", POLICY_ORIGIN),
         ("AccountService/GetAccount", POLICY_LOCAL_THEN_HOME),
+        ("AccountService/ExportAccount", POLICY_LOCAL_THEN_HOME),
         ("AccountService/UpdateProfile", POLICY_HOME_FIRST),
         ("AccountService/AddIdentifier", POLICY_HOME_FIRST),
         ("AccountService/RemoveIdentifier", POLICY_HOME_FIRST),

@@ -19,6 +19,7 @@ from duohuo.v1.account_service_pb2 import (
 )
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError
+from sync_bus.followers import Followers
 from sync_bus.merge import Version
 from tests.fakes import account, resolves, stamp
 from tests.unit.centers import Centers, NoPasswords, centers
@@ -63,6 +64,7 @@ def users(made: Centers, name: str, *, email_offered: bool = True) -> Users:
             lambda _source: 0,
             EVERYWHERE,
             Revoker(one.site, one.store),
+            Followers(list(one.site.mesh.peers), one.store),
             email_offered=email_offered,
         )
     )

@@ -25,6 +25,7 @@ from session_svc import store as sessions
 from session_svc.guard import Allowances, Guard
 from session_svc.service import SessionService
 from session_svc.sessions import Lifetimes, Sessions
+from sync_bus.followers import Followers
 from tests.fakes import NOON_MS, SEAL, FakeClock, account, resolves, site, temporary_store
 
 HOUR_MS = 3_600_000
@@ -110,6 +111,7 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
             lambda _source: 0,
             resolves(),
             Revoker(here, store),
+            Followers(["b", "c"], store),
             email_offered=True,
         )
         registering = RegisterRequest(

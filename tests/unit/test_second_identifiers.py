@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from account_svc import rules
+from account_svc import rules, store
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_UNKNOWN,
     PASSWORD_OUTCOME_VERIFIED,
@@ -201,6 +201,24 @@ async def test_claimed_and_then_nothing_is_mended_by_asking_again(users: Users, 
     assert await users.opens(HERS_AT_B, "b") == ""
     await refused(users.register(HERS_AT_B, "b"), "IDENTIFIER_TAKEN")
     assert await users.add(alice, HERS_AT_B, "b") == [ALICE, HERS_AT_B]
+
+
+@pytest.mark.parametrize("identifier", [ALICE, HERS_AT_B])
+async def test_who_only_says_that_it_is_theirs_has_nothing_of_it(
+    users: Users, alice: str, identifier: str
+) -> None:
+    """As a center could that has been broken into: what it writes is copied."""
+    bob = await users.register(BOB, "b")
+    await users.add(alice, HERS_AT_B)
+    await users.two.settle()
+    b = users.two.service("b")
+    fields = {store.identifier_field(identifier): store.ATTACHED}
+    unit = store.set_profile(bob, fields, "request-of-b", "b", b.site.stamps.now())
+    await b.store.write("by hand", unit)
+    await users.two.settle()
+    for at in ("a", "b"):
+        assert await users.opens(identifier, at) == alice
+        assert await users.paid_as(identifier, at) == alice
 
 
 async def test_a_lost_disk_brings_it_back(users: Users, alice: str) -> None:
