@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from account_svc import store
+from account_svc import registry, store
+from account_svc.identifier_service import IdentifierService
 from account_svc.memory import Memory
 from account_svc.passwords import Passwords
 from account_svc.revoker import Revoker
@@ -55,7 +56,7 @@ class _Inspection:
                 account_id=account_id,
                 what="it does not stand at its identifier's slot",
             )
-            for account_id in (yield from store.misplaced(VIOLATIONS_MAX))
+            for account_id in (yield from registry.misplaced(VIOLATIONS_MAX))
         ]
         violations += [
             Violation(
@@ -64,7 +65,7 @@ class _Inspection:
                 account_id=account_id,
                 what=f"its identifier was also claimed for account {other}",
             )
-            for account_id, other in (yield from store.held_twice())
+            for account_id, other in (yield from registry.held_twice())
         ]
         violations += [
             Violation(
@@ -89,7 +90,7 @@ class _Inspection:
             except DecodeError:
                 continue
             for claim in (record.account_created, record.identifier_claimed):
-                present = yield from store.holder(claim.identifier)
+                present = yield from registry.holder(claim.identifier)
                 if present is not None and present != claim.account_id:
                     found.append((present, claim.account_id, one.source))
         return found
@@ -118,7 +119,9 @@ def _told_of(record: LogRecord) -> list[int | None]:
             created = record.account_created
             return [slot_of(created.identifier), account_slot(created.account_id)]
         case "identifier_claimed":
-            return [slot_of(record.identifier_claimed.identifier)]
+            claimed = record.identifier_claimed
+            known = account_slot(claimed.account_id) is not None
+            return [slot_of(claimed.identifier) if known else None]
         case "account_erased":
             return [account_slot(record.account_erased.account_id)]
     return []
@@ -141,14 +144,14 @@ def build(
             raise ValueError("only its home may tell this of an identifier, or of an account")
         yield from store.apply(source, record, stamp)
         if record.HasField("account_erased"):
-            yield from store.release(record.account_erased.account_id, site.here, stamp)
+            yield from registry.release(record.account_erased.account_id, site.here, stamp)
 
     def reconcile(_source: str, _topic: str) -> Unit[int]:
         """Of accounts whose erasure has come with a snapshot."""
-        account_id = yield from store.to_release()
+        account_id = yield from registry.to_release()
         if account_id is None:
             return 0
-        return (yield from store.release(account_id, site.here, site.stamps.now()))
+        return (yield from registry.release(account_id, site.here, site.stamps.now()))
 
     inspection = _Inspection(site, database)
     node = ServiceNode(ROLE, TOPICS, site, database, bus, apply, inspection, reconcile)
@@ -157,14 +160,14 @@ def build(
         site,
         database,
         passwords,
-        lambda source: node.current_ms(source, store.ACCOUNTS),
+        lambda source: node.current_ms(source, registry.ACCOUNTS),
         destinations,
         revoker,
         Followers(list(site.mesh.peers), database),
         email_offered=email_offered,
     )
-    dispatcher.add("duohuo.v1.AccountService", service, refusal=node.refusal)
-    dispatcher.add(
-        "duohuo.internal.v1.AccountPeerService", service, *node.servicers, refusal=node.refusal
-    )
+    servicers = (service, IdentifierService(site, database, service))
+    dispatcher.add("duohuo.v1.AccountService", *servicers, refusal=node.refusal)
+    peers = (*servicers, *node.servicers)
+    dispatcher.add("duohuo.internal.v1.AccountPeerService", *peers, refusal=node.refusal)
     return AccountNode(node, Memory(site, database), revoker)

@@ -5,17 +5,16 @@ from contextlib import suppress
 
 from grpc import StatusCode
 
-from account_svc import notification, password_rules, rules, store
+from account_svc import notification, password_rules, registry, rules, store
 from account_svc.notification import Setting
 from account_svc.passwords import Passwords
+from account_svc.registry import AccountRow
 from account_svc.revoker import Revoker
-from account_svc.store import AccountRow, Credential
+from account_svc.store import Credential
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_MISMATCH,
     PASSWORD_OUTCOME_UNKNOWN,
     PASSWORD_OUTCOME_VERIFIED,
-    ClaimIdentifierRequest,
-    ClaimIdentifierResponse,
     EraseAtHomeRequest,
     LookupAccountRequest,
     LookupAccountResponse,
@@ -27,7 +26,6 @@ from duohuo.internal.v1.peer_services_pb2 import (
 from duohuo.v1.account_service_pb2 import (
     Account,
     AccountExport,
-    AddIdentifierRequest,
     ChangePasswordRequest,
     ChangePasswordResponse,
     ExportAccountRequest,
@@ -36,7 +34,6 @@ from duohuo.v1.account_service_pb2 import (
     KeptValue,
     Notification,
     RegisterRequest,
-    RemoveIdentifierRequest,
     SetNotificationRequest,
     UpdateProfileRequest,
 )
@@ -49,24 +46,19 @@ from duohuo.v1.operator_service_pb2 import (
 from runtime.clock import timestamp
 from runtime.destinations import Destinations
 from runtime.dispatcher import Incoming
-from runtime.endpoint import HOME, STALENESS_MS, ask
+from runtime.endpoint import HOME, STALENESS_MS
 from runtime.errors import RpcError
 from runtime.guesses import Guesses, Policy
 from runtime.hlc import physical_ms
 from runtime.ids import account_id, account_slot
-from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.store import Store, Unit
 from sync_bus.followers import Followers
-from sync_bus.log import Stamp
 from sync_bus.site import Site
 
-PEER_TIMEOUT_S = 2.0
 ERASED_WITHIN_S = 3.0
 """So long an operator waits to hear that the other centers have erased it too."""
 _OLD_PASSWORDS = Policy(5, 30_000, 900_000)
-_TAKEN_IDENTIFIERS = Policy(5, 30_000, 900_000)
-_CLAIM = peer_method("account", "ClaimIdentifier")
 
 
 class AccountService:
@@ -101,7 +93,7 @@ class AccountService:
         identifier = rules.check_register(request)
         slot = slot_of(identifier)
         self._site.require_home(slot)
-        present = await self._store.read(store.find_registered(identifier))
+        present = await self._store.read(registry.find_registered(identifier))
         fields = {"display_name": request.display_name}
         if present is None:
             password_hash = await self._passwords.hash(request.password)
@@ -115,129 +107,26 @@ class AccountService:
             )
             unit = store.register(wanted, password_hash, fields, stamp)
             if await self._store.write("register", unit):
-                return await self._answer(wanted, incoming)
-            present = await self._store.read(store.find_registered(identifier))
+                return await self.answer(wanted, incoming)
+            present = await self._store.read(registry.find_registered(identifier))
         if present is None or present.request_id != request.request_id:
             raise rules.identifier_taken()
         profile = store.seen(present.account_id, store.profile_part(request.request_id))
         if await self._store.read(profile) not in (None, store.body_of_fields(fields)):
             raise rules.idempotency_conflict()
         await self._require_same_password(present.account_id, request.request_id, request.password)
-        return await self._answer(present, incoming)
-
-    async def AddIdentifier(self, request: AddIdentifierRequest, incoming: Incoming) -> Account:
-        account, identifier = await self._checked(request)
-        # The time at which it was asked for: a removal that is asked for meanwhile comes after it.
-        stamp = self._site.stamps.now()
-        if identifier != account.identifier:
-            claimed = await self._store.read(store.claims(account.account_id))
-            if identifier not in claimed and len(claimed) >= rules.IDENTIFIERS_MAX - 1:
-                raise RpcError(
-                    StatusCode.FAILED_PRECONDITION,
-                    "TOO_MANY_IDENTIFIERS",
-                    f"{rules.IDENTIFIERS_MAX} identifiers belong to this account already, for ever",
-                )
-            # Claimed, but not yet used by the account if this center dies now: then it is the account's
-            # all the same, and whoever asks again finds it so.
-            await self._claim(identifier, account.account_id, incoming.timeout_s)
-            await self._attach(account, identifier, store.ATTACHED, request.request_id, stamp)
-        return await self._answer(account, incoming)
-
-    async def RemoveIdentifier(
-        self, request: RemoveIdentifierRequest, incoming: Incoming
-    ) -> Account:
-        account, identifier = await self._checked(request)
-        if identifier == account.identifier:
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                "FIRST_IDENTIFIER",
-                "the identifier that an account was registered with stays",
-            )
-        known = dict(await self._store.read(store.profile_fields(account.account_id)))
-        if store.identifier_field(identifier) not in known:
-            raise RpcError(
-                StatusCode.NOT_FOUND,
-                "IDENTIFIER_UNKNOWN",
-                "this account has no such identifier, as far as is known here",
-                advice="If it was added just now, try again in a moment.",
-            )
-        stamp = self._site.stamps.now()
-        await self._attach(account, identifier, store.DETACHED, request.request_id, stamp)
-        return await self._answer(account, incoming)
-
-    async def _checked(
-        self, request: AddIdentifierRequest | RemoveIdentifierRequest
-    ) -> tuple[AccountRow, str]:
-        rules.check_request_id(request.request_id)
-        identifier = rules.check_identifier(request.identifier)
-        self._site.require_believable_clock()
-        return await self._known(request.account_id), identifier
-
-    async def _claim(self, identifier: str, account: str, timeout_s: float) -> None:
-        """Has the identifier's home claim it. Raises RpcError IDENTIFIER_TAKEN, or what home raises."""
-        attempt = self._guesses.begin("claim", account, _TAKEN_IDENTIFIERS)
-        if attempt.wait_ms:
-            raise RpcError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                "TOO_MANY_ATTEMPTS",
-                "too many identifiers that others have were asked for",
-                retry_after_ms=attempt.wait_ms,
-            )
-        home = self._site.placement.home(slot_of(identifier))
-        asked = ClaimIdentifierRequest(identifier=identifier, account_id=account)
-        taken = False
-        try:
-            found = await ask(
-                self._site.mesh.at(home),
-                _CLAIM,
-                asked,
-                ClaimIdentifierResponse,
-                min(timeout_s, PEER_TIMEOUT_S),
-            )
-            taken = found.holder_account_id != account
-        except RpcError as error:
-            if home == self._site.here or error.code is not StatusCode.UNAVAILABLE:
-                raise
-            raise RpcError(
-                StatusCode.UNAVAILABLE,
-                "IDENTIFIER_HOME_UNAVAILABLE",
-                f"only center {home}, which does not answer now, can give this identifier to anybody",
-                ran=error.ran,
-                retry_after_ms=error.retry_after_ms or 5000,
-                advice="Try again later; what the account has already goes on working.",
-            ) from error
-        finally:
-            self._guesses.end(attempt, failed=taken)
-        if taken:
-            raise rules.identifier_taken()
-
-    async def _attach(
-        self, account: AccountRow, identifier: str, state: str, request_id: str, stamp: Stamp
-    ) -> None:
-        fields = {store.identifier_field(identifier): state}
-        unit = store.set_profile(account.account_id, fields, request_id, self._site.here, stamp)
-        if not await self._store.write("attach identifier", unit):
-            raise rules.idempotency_conflict()
-
-    async def ClaimIdentifier(
-        self, request: ClaimIdentifierRequest, _incoming: Incoming
-    ) -> ClaimIdentifierResponse:
-        identifier = rules.check_identifier(request.identifier)
-        self._site.slot_of(request.account_id)
-        self._site.require_home(slot_of(identifier))
-        unit = store.claim(identifier, request.account_id, self._site.here, self._site.stamps.now())
-        return ClaimIdentifierResponse(holder_account_id=await self._store.write("claim", unit))
+        return await self.answer(present, incoming)
 
     async def GetAccount(self, request: GetAccountRequest, incoming: Incoming) -> Account:
-        return await self._answer(await self._known(request.account_id), incoming)
+        return await self.answer(await self.known(request.account_id), incoming)
 
     async def ExportAccount(
         self, request: ExportAccountRequest, incoming: Incoming
     ) -> AccountExport:
-        account = await self._known(request.account_id)
+        account = await self.known(request.account_id)
         setting = await self._setting(account)
         return AccountExport(
-            account=await self._answer(account, incoming),
+            account=await self.answer(account, incoming),
             notification=setting.shown(account.account_id),
             values=[
                 KeptValue(
@@ -255,18 +144,18 @@ class AccountService:
     ) -> EraseAccountResponse:
         account_id = request.account_id
         self._site.require_home(self._site.slot_of(account_id))
-        if await self._store.read(store.find_account(account_id)) is None:
+        if await self._store.read(registry.find_account(account_id)) is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
         unit = store.erase(account_id, self._site.here, incoming.operator, self._site.stamps.now())
         await self._store.write("erase", unit)
         await self._revoker.revoke_now(account_id)
-        waiting_for = await self._followers.wait(store.ACCOUNTS.name, ERASED_WITHIN_S)
+        waiting_for = await self._followers.wait(registry.ACCOUNTS.name, ERASED_WITHIN_S)
         return EraseAccountResponse(account_id=account_id, waiting_for=waiting_for)
 
     async def UpdateProfile(self, request: UpdateProfileRequest, incoming: Incoming) -> Account:
         fields = rules.changed_fields(request)
         self._site.require_believable_clock()
-        account = await self._known(request.account_id)
+        account = await self.known(request.account_id)
         same = await self._store.write(
             "set profile",
             store.set_profile(
@@ -279,14 +168,14 @@ class AccountService:
         )
         if not same:
             raise rules.idempotency_conflict()
-        return await self._answer(account, incoming)
+        return await self.answer(account, incoming)
 
     async def ChangePassword(
         self, request: ChangePasswordRequest, incoming: Incoming
     ) -> ChangePasswordResponse:
         rules.check_request_id(request.request_id)
         self._site.require_believable_clock()
-        account = await self._known(request.account_id)
+        account = await self.known(request.account_id)
         for identifier in await self._identifiers(account):
             password_rules.check("new_password", request.new_password, identifier)
         if await self._require_same_password(
@@ -347,7 +236,7 @@ class AccountService:
     async def GetNotification(
         self, request: GetNotificationRequest, incoming: Incoming
     ) -> Notification:
-        account = await self._known(request.account_id)
+        account = await self.known(request.account_id)
         self._tell_age(account, incoming)
         return (await self._setting(account)).shown(account.account_id)
 
@@ -356,7 +245,7 @@ class AccountService:
     ) -> Notification:
         rules.check_request_id(request.request_id)
         self._site.require_believable_clock()
-        account = await self._known(request.account_id)
+        account = await self.known(request.account_id)
         setting = await notification.checked(
             request,
             account.identifier,
@@ -382,7 +271,7 @@ class AccountService:
     async def LookupContact(
         self, request: LookupContactRequest, _incoming: Incoming
     ) -> LookupContactResponse:
-        account = await self._store.read(store.find_account(request.account_id))
+        account = await self._store.read(registry.find_account(request.account_id))
         setting = await self._store.read(notification.find(request.account_id))
         if account is None or setting is None:
             return LookupContactResponse()
@@ -396,12 +285,10 @@ class AccountService:
     async def VerifyPassword(
         self, request: VerifyPasswordRequest, _incoming: Incoming
     ) -> VerifyPasswordResponse:
-        account_id = request.account_id
-        if not account_id:
-            identifier = rules.check_identifier(request.identifier)
-            account = await self._store.read(store.find_by_identifier(identifier))
-            account_id = account.account_id if account else ""
         # Looked for in any case: an unknown user must not be answered sooner.
+        identifier = rules.check_identifier(request.identifier)
+        account = await self._store.read(registry.find_by_identifier(identifier))
+        account_id = request.account_id or (account.account_id if account else "")
         credential = await self._store.read(store.find_credential(account_id))
         fits = await self._passwords.verify(
             credential.password_hash if credential else None, request.password
@@ -479,16 +366,17 @@ class AccountService:
     async def _find(self, user: str) -> AccountRow | None:
         """The account meant by an account id or an identifier. Raises RpcError if it is neither."""
         if account_slot(user) is not None:
-            return await self._store.read(store.find_account(user))
+            return await self._store.read(registry.find_account(user))
         identifier = rules.check_identifier(user)
-        return await self._store.read(store.find_by_identifier(identifier))
+        return await self._store.read(registry.find_by_identifier(identifier))
 
-    async def _known(self, wanted: str) -> AccountRow:
+    async def known(self, wanted: str) -> AccountRow:
+        """An account. Raises RpcError if there is none here, or not any more."""
         return await self._store.read(self._present(wanted))
 
     def _present(self, wanted: str) -> Unit[AccountRow]:
-        yield from store.require_present(wanted)
-        account = yield from store.find_account(wanted)
+        yield from registry.require_present(wanted)
+        account = yield from registry.find_account(wanted)
         if account is None:
             raise self._site.unknown_here(wanted)
         return account
@@ -506,9 +394,10 @@ class AccountService:
         return home
 
     async def _identifiers(self, account: AccountRow) -> list[str]:
-        return [account.identifier, *await self._store.read(store.attached(account.account_id))]
+        return [account.identifier, *await self._store.read(registry.attached(account.account_id))]
 
-    async def _answer(self, account: AccountRow, incoming: Incoming) -> Account:
+    async def answer(self, account: AccountRow, incoming: Incoming) -> Account:
+        """An account as its user sees it."""
         home = self._tell_age(account, incoming)
         return Account(
             account_id=account.account_id,

@@ -3,10 +3,6 @@
 Every change goes with its log entry. Passwords and profile fields carry the version that wrote them;
 a write that loses to a newer version changes nothing but the history.
 
-An identifier belongs to one account for ever: to the one registered with it (`account`), or to the one
-for which it was claimed later (`claim`). Its home center alone writes either. Which of the identifiers
-claimed for it an account uses at present is a field of its profile, which any center may write.
-
 Each write is noted with its request id and what it was asked to do, so that it is done once, wherever it is
 asked for again, and another write of the same id is a conflict. These notes alone are ever forgotten, after
 `rules.REQUESTS_KEPT_MS`; see docs/idempotency.md.
@@ -16,9 +12,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from grpc import StatusCode
-
-from account_svc import erasure, notification, revoker
+from account_svc import erasure, notification, registry, revoker
 from account_svc.notification import Setting
 from account_svc.revoker import Due
 from duohuo.internal.v1.log_pb2 import (
@@ -26,16 +20,11 @@ from duohuo.internal.v1.log_pb2 import (
     AccountErased,
     CredentialChanged,
     CredentialRenewed,
-    IdentifierClaimed,
-    IdentifierReleased,
     LogRecord,
     NotificationChanged,
     ProfileChanged,
     RequestsForgotten,
 )
-from runtime.errors import RpcError
-from runtime.ids import account_slot
-from runtime.placement import slot_of
 from runtime.store import Row, Unit, query
 from sync_bus import audit, log
 from sync_bus.copies import CopiedTable
@@ -44,13 +33,6 @@ from sync_bus.merge import Version, wins
 
 SCHEMA = (
     """
-CREATE TABLE IF NOT EXISTS account (
-  account_id TEXT NOT NULL PRIMARY KEY, identifier TEXT NOT NULL UNIQUE, request_id TEXT NOT NULL,
-  source TEXT NOT NULL, create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS claim (
-  identifier TEXT NOT NULL PRIMARY KEY, account_id TEXT NOT NULL, source TEXT NOT NULL,
-  create_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS claim_by_account ON claim (account_id);
 CREATE TABLE IF NOT EXISTS credential (
   account_id TEXT NOT NULL PRIMARY KEY, password_hash TEXT NOT NULL,
   hlc INTEGER NOT NULL, center TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -67,26 +49,15 @@ CREATE TABLE IF NOT EXISTS request (
   body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
+    + registry.SCHEMA
     + erasure.SCHEMA
     + notification.SCHEMA
     + revoker.SCHEMA
 )
 
-PAGE_ROWS = 2000
 
-_IDENTIFIER = "identifier "
-ATTACHED, DETACHED = "attached", "detached"
-"""What the profile says of an identifier that was claimed for the account: in use, or not any more."""
 PASSWORD = "password"  # noqa: S105 - how the history calls that field
 PASSWORD_WITHHELD = "withheld"  # noqa: S105 - what the history keeps instead of a password hash
-
-
-class AccountRow(NamedTuple):
-    account_id: str
-    identifier: str
-    request_id: str
-    source: str
-    create_ms: int
 
 
 class Credential(NamedTuple):
@@ -102,79 +73,6 @@ class FieldVersion(NamedTuple):
     value: str
     version: Version
     present: bool
-
-
-def find_account(account_id: str) -> Unit[AccountRow | None]:
-    rows = yield from query(
-        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
-        " WHERE account_id = ?",
-        account_id,
-    )
-    return AccountRow(*rows[0]) if rows else None
-
-
-def find_by_identifier(identifier: str) -> Unit[AccountRow | None]:
-    """The account that uses this identifier.
-
-    The claim may come after what says that it is used; once it is here, it has the last word.
-    """
-    registered = yield from find_registered(identifier)
-    if registered is not None:
-        return registered
-    rows = yield from query(
-        "SELECT account_id FROM profile_field WHERE name = ? AND value = ?"
-        " AND name > 'identifier ' AND name < 'identifier!'",
-        identifier_field(identifier),
-        ATTACHED,
-    )
-    claimed = yield from claimant(identifier)
-    users = [user for (user,) in rows if claimed in (None, user)]
-    return (yield from find_account(users[0])) if len(users) == 1 else None
-
-
-def identifier_field(identifier: str) -> str:
-    """The field of a profile that says whether its account uses this identifier: ATTACHED or DETACHED."""
-    return _IDENTIFIER + identifier
-
-
-def attached(account_id: str) -> Unit[list[str]]:
-    """The identifiers that the account uses besides the one it was registered with."""
-    fields = yield from profile_fields(account_id)
-    return [
-        name.removeprefix(_IDENTIFIER)
-        for name, value in fields
-        if name.startswith(_IDENTIFIER) and value == ATTACHED
-    ]
-
-
-def claims(account_id: str) -> Unit[list[str]]:
-    """The identifiers that were claimed for the account, in use or not, as far as is known here."""
-    rows = yield from query(
-        "SELECT identifier FROM claim WHERE account_id = ? ORDER BY identifier", account_id
-    )
-    return [identifier for (identifier,) in rows]
-
-
-def holder(identifier: str) -> Unit[str | None]:
-    """The account that an identifier belongs to, whether or not it uses it."""
-    registered = yield from find_registered(identifier)
-    return registered.account_id if registered else (yield from claimant(identifier))
-
-
-def claimant(identifier: str) -> Unit[str | None]:
-    """The account for which an identifier was claimed after it was registered with another one."""
-    rows = yield from query("SELECT account_id FROM claim WHERE identifier = ?", identifier)
-    return rows[0][0] if rows else None
-
-
-def find_registered(identifier: str) -> Unit[AccountRow | None]:
-    """The account that was registered with this identifier."""
-    rows = yield from query(
-        "SELECT account_id, identifier, request_id, source, create_ms FROM account"
-        " WHERE identifier = ?",
-        identifier,
-    )
-    return AccountRow(*rows[0]) if rows else None
 
 
 def find_credential(account_id: str) -> Unit[Credential | None]:
@@ -208,13 +106,13 @@ def versions(account_id: str) -> Unit[list[FieldVersion]]:
 
 
 def register(
-    account: AccountRow, password_hash: str, fields: Mapping[str, str], stamp: Stamp
+    account: registry.AccountRow, password_hash: str, fields: Mapping[str, str], stamp: Stamp
 ) -> Unit[bool]:
     """Makes the account unless its identifier belongs to one already.
 
     Only the identifier's home runs this, so the one transaction decides for all centers.
     """
-    if (yield from holder(account.identifier)) is not None:
+    if (yield from registry.holder(account.identifier)) is not None:
         return False
     yield from query("INSERT INTO account VALUES (?, ?, ?, ?, ?)", *account)
     created = AccountCreated(
@@ -222,7 +120,7 @@ def register(
         identifier=account.identifier,
         request_id=account.request_id,
     )
-    yield from log.append(ACCOUNTS, stamp, LogRecord(account_created=created))
+    yield from log.append(registry.ACCOUNTS, stamp, LogRecord(account_created=created))
     request_id = account.request_id
     yield from set_password(account.account_id, password_hash, request_id, account.source, stamp)
     # A request id counts once per account: the profile's part of the same registration gets its own.
@@ -230,23 +128,6 @@ def register(
         account.account_id, fields, profile_part(request_id), account.source, stamp
     )
     return True
-
-
-def claim(identifier: str, account_id: str, center: str, stamp: Stamp) -> Unit[str]:
-    """Claims an identifier for an account if nobody has it; returns whoever has it then.
-
-    Only the identifier's home runs this, as it alone registers it.
-    """
-    yield from require_present(account_id)
-    present = yield from holder(identifier)
-    if present is not None:
-        return present
-    yield from query(
-        "INSERT INTO claim VALUES (?, ?, ?, ?)", identifier, account_id, center, stamp.time_ms
-    )
-    claimed = IdentifierClaimed(identifier=identifier, account_id=account_id)
-    yield from log.append(ACCOUNTS, stamp, LogRecord(identifier_claimed=claimed))
-    return account_id
 
 
 def profile_part(request_id: str) -> str:
@@ -284,7 +165,7 @@ def set_password(
 
     False if the password that the caller proved to know (`replaces`) is no longer the present one.
     """
-    yield from require_present(account_id)
+    yield from registry.require_present(account_id)
     if (yield from seen(account_id, request_id)) is not None:
         return True
     present = yield from find_credential(account_id)
@@ -326,7 +207,7 @@ def set_profile(
 ) -> Unit[bool]:
     """Writes profile fields here, unless their request was seen before; False if it was one to write
     something else."""
-    yield from require_present(account_id)
+    yield from registry.require_present(account_id)
     body = body_of_fields(fields)
     before = yield from seen(account_id, request_id)
     if before is not None:
@@ -343,7 +224,7 @@ def set_notification(
 ) -> Unit[bool]:
     """Writes the notification setting here, unless its request was seen before; False if it was one to
     write something else."""
-    yield from require_present(account_id)
+    yield from registry.require_present(account_id)
     body = body_of_setting(setting)
     before = yield from seen(account_id, request_id)
     if before is not None:
@@ -392,9 +273,9 @@ def erase(account_id: str, center: str, who: str, stamp: Stamp) -> Unit[None]:
     if (yield from erasure.is_erased(account_id)):
         return
     erased = LogRecord(account_erased=AccountErased(account_id=account_id))
-    yield from log.append(ACCOUNTS, stamp, erased)
+    yield from log.append(registry.ACCOUNTS, stamp, erased)
     yield from _erase(account_id, center, stamp.time_ms, stamp)
-    yield from release(account_id, center, stamp)
+    yield from registry.release(account_id, center, stamp)
     yield from audit.record("account", center, who, "erase", account_id, "", "", stamp)
 
 
@@ -402,31 +283,6 @@ def _erase(account_id: str, source: str, time_ms: int, stamp: Stamp) -> Unit[Non
     yield from erasure.erase(account_id, source, time_ms)
     # Also sessions that a center makes which has not heard of it are to end: so each ends all of them.
     yield from revoker.note(Due(account_id, "", stamp.hlc))
-
-
-def release(account_id: str, center: str, stamp: Stamp) -> Unit[int]:
-    """Forgets the identifiers of an erased account; returns how many. From now on this center may give
-    those that are at home here to others: who copies that must have heard that they are free."""
-    rows = yield from query(
-        "DELETE FROM claim WHERE account_id = ? RETURNING identifier, source", account_id
-    )
-    for identifier, source in rows:
-        if source == center:
-            released = IdentifierReleased(identifier=identifier)
-            yield from log.append(ACCOUNTS, stamp, LogRecord(identifier_released=released))
-    return len(rows)
-
-
-def to_release() -> Unit[str | None]:
-    """An erased account of which identifiers are kept."""
-    rows = yield from query("SELECT account_id FROM claim JOIN erasure USING (account_id) LIMIT 1")
-    return rows[0][0] if rows else None
-
-
-def require_present(account_id: str) -> Unit[None]:
-    """Raises RpcError ACCOUNT_ERASED if what was personal of it is gone."""
-    if (yield from erasure.is_erased(account_id)):
-        raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_ERASED", "this account has been erased")
 
 
 def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
@@ -437,7 +293,7 @@ def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
     match record.WhichOneof("body"):
         case "account_created":
             created = record.account_created
-            if (yield from claimant(created.identifier)) is not None:
+            if (yield from registry.claimant(created.identifier)) is not None:
                 raise ValueError("this identifier was claimed for another account")
             yield from query(
                 "INSERT INTO account VALUES (?, ?, ?, ?, ?)",
@@ -449,7 +305,7 @@ def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
             )
         case "identifier_claimed":
             claimed = record.identifier_claimed
-            if (yield from find_registered(claimed.identifier)) is not None:
+            if (yield from registry.find_registered(claimed.identifier)) is not None:
                 raise ValueError("this identifier was registered by another account")
             yield from query(
                 "INSERT INTO claim VALUES (?, ?, ?, ?)",
@@ -518,35 +374,6 @@ _PERSONAL = (
     "profile_changed",
     "notification_changed",
 )
-
-
-def held_twice() -> Unit[list[tuple[str, str]]]:
-    """Pairs of accounts to which one identifier belongs."""
-    rows = yield from query(
-        "SELECT account.account_id, claim.account_id FROM claim JOIN account USING (identifier)"
-    )
-    return [(one, other) for one, other in rows]
-
-
-def misplaced(limit: int) -> Unit[list[str]]:
-    """Accounts whose id does not carry their identifier's slot."""
-    found: list[str] = []
-    after = ""
-    while rows := (
-        yield from query(
-            "SELECT account_id, identifier FROM account WHERE account_id > ?"
-            " ORDER BY account_id LIMIT ?",
-            after,
-            PAGE_ROWS,
-        )
-    ):
-        after = rows[-1][0]
-        found += [
-            one
-            for one, identifier in rows
-            if account_slot(one) != slot_of(identifier) and identifier != erasure.placeholder(one)
-        ]
-    return found[:limit]
 
 
 def _note_request(
@@ -624,21 +451,6 @@ def _put_field(row: Row) -> Unit[None]:
     yield from _merge_fields(account_id, {name: value}, Version(hlc, center))
 
 
-ACCOUNTS = Topic(
-    "accounts",
-    Road.JETSTREAM,
-    (
-        CopiedTable("account", AccountRow._fields, keys=1, owner="source"),
-        CopiedTable(
-            "claim",
-            ("identifier", "account_id", "source", "create_ms"),
-            keys=1,
-            owner="source",
-            gone=lambda row: erasure.is_erased(str(row[1])),
-        ),
-        erasure.TABLE,
-    ),
-)
 CHANGES = Topic(
     "changes",
     Road.FEED,
@@ -685,4 +497,4 @@ CHANGES = Topic(
         notification.TABLE,
     ),
 )
-TOPICS = (ACCOUNTS, CHANGES)
+TOPICS = (registry.ACCOUNTS, CHANGES)

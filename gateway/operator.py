@@ -45,6 +45,7 @@ from duohuo.v1.operator_service_pb2 import (
     FreezeAccountRequest,
     GetAccountControlRequest,
     GetFactsRequest,
+    GetRouteRequest,
     GetStatusRequest,
     ListAuditRequest,
     ListAuditResponse,
@@ -60,6 +61,7 @@ from duohuo.v1.operator_service_pb2 import (
     RetryNotificationsResponse,
     RetryParkedRequest,
     RetryParkedResponse,
+    Route,
     SetLimitsRequest,
     SpanRecord,
     UnfreezeAccountRequest,
@@ -175,11 +177,8 @@ class OperatorServicer:
     async def _find(self, user: str) -> tuple[Endpoint, str]:
         """The home of a user's account, and its id. That home alone moves and controls its money; whether
         there is such an account, the home of the identifier knows for certain. Raises RpcError."""
-        place = place_of(user)
-        if place is None or place.slot is None or place.origin is not None:
-            raise invalid("user", "must be an account id or an identifier")
         found = await ask(
-            self._mesh.at(self._placement.home(place.slot)),
+            self._mesh.at(self._placement.home(_place(user))),
             peer_method("account", "LookupAccount"),
             LookupAccountRequest(user=user),
             LookupAccountResponse,
@@ -189,6 +188,24 @@ class OperatorServicer:
         if slot is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
         return self._mesh.at(self._placement.home(slot)), found.account_id
+
+    async def GetRoute(self, request: GetRouteRequest, _incoming: Incoming) -> Route:
+        place = _place(request.user)
+        found = await ask(
+            self._mesh.local,
+            peer_method("account", "LookupAccount"),
+            LookupAccountRequest(user=request.user),
+            LookupAccountResponse,
+            ROLE_TIMEOUT_S,
+        )
+        slot = account_slot(found.account_id)
+        slot = place if slot is None else slot
+        return Route(
+            slot=slot,
+            account_id=found.account_id,
+            placement_epoch=self._placement.epoch,
+            centers=self._placement.order[slot],
+        )
 
     async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
         here = self._mesh.here
@@ -351,6 +368,14 @@ class OperatorServicer:
                 return None
 
         return await asyncio.gather(*(one(role) for role in SERVICE_ROLES))
+
+
+def _place(user: str) -> int:
+    """The slot of an account id or identifier. Raises RpcError if it is neither."""
+    place = place_of(user)
+    if place is None or place.slot is None or place.origin is not None:
+        raise invalid("user", "must be an account id or an identifier")
+    return place.slot
 
 
 def _silent(answers: Sequence[Message | None]) -> list[str]:

@@ -162,9 +162,20 @@ class Authority:
         found = next((o for o in self.issued() if o.serial == serial), None)
         if found is None:
             raise AuthorityError(f"no certificate here has the serial number {serial:x}")
-        revoked = {*self.revoked(), serial}
-        mesh_file.write_private(self.revoked_file, "".join(f"{one:x}\n" for one in sorted(revoked)))
+        self._revoke([found])
         return found
+
+    def revoke_center(self, center: str) -> list[Issued]:
+        """Has no certificate of a center trusted any more. Raises AuthorityError if it has none."""
+        found = [one for one in self.issued() if one.center == center]
+        if not found:
+            raise AuthorityError(f"there is no certificate of a center {center} here")
+        self._revoke(found)
+        return found
+
+    def _revoke(self, some: Iterable[Issued]) -> None:
+        revoked = sorted({*self.revoked(), *(one.serial for one in some)})
+        mesh_file.write_private(self.revoked_file, "".join(f"{one:x}\n" for one in revoked))
 
     def revoked(self) -> set[int]:
         return {int(line, 16) for line in self.revoked_file.read_text("ascii").split()}

@@ -156,22 +156,33 @@ async def rotate_ca(
 @command
 async def revoke(
     context: typer.Context,
-    serial: Annotated[str, typer.Argument(help="Its serial number, as `certs show` shows it.")],
+    serial: Annotated[
+        str | None, typer.Argument(help="Its serial number, as `certs show` shows it.")
+    ] = None,
+    center: Annotated[
+        str | None, typer.Option(help="Instead: all of a center, one that is gone for good.")
+    ] = None,
     directory: Directory = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Have a certificate not trusted any more. Example: duohuo certs revoke 5f2a...
+    """Have certificates not trusted any more. Example: duohuo certs revoke 5f2a...
 
     Calls with it are refused within a second. Its process goes on only with a new one: `certs renew --all`.
     """
     authority = _authority(context, directory)
+    if (serial is None) is (center is None):
+        raise Failure("what is to be revoked?", advice="Give a serial number, or --center.")
     with _told():
-        try:
-            number = int(serial, 16)
-        except ValueError:
-            raise Failure(f"{serial} is no serial number") from None
-        found = authority.revoke(number)
-    say(output, f"The certificate of {found.center}/{found.process} is revoked.", _shown(found))
+        if center is not None:
+            found = authority.revoke_center(center)
+        else:
+            try:
+                number = int(serial or "", 16)
+            except ValueError:
+                raise Failure(f"{serial} is no serial number") from None
+            found = [authority.revoke(number)]
+    text = "\n".join(f"The certificate of {one.center}/{one.process} is revoked." for one in found)
+    say(output, text, {"revoked": [_shown(one) for one in found]})
 
 
 def _authority(context: typer.Context, directory: Path | None) -> "Authority":

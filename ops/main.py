@@ -19,6 +19,7 @@ from ops import (
     notification_commands,
     operator_commands,
     parked_commands,
+    route_commands,
     statement_commands,
 )
 from ops.output import Options
@@ -37,6 +38,7 @@ statement_commands.add_to(app)
 hold_commands.add_to(app)
 export_commands.add_to(app)
 control_commands.add_to(app)
+route_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
 notification_commands.add_to(app)

@@ -229,7 +229,7 @@ def mesh_credentials(settings: CenterSettings, clock: SystemClock) -> Credential
         settings.tls_revoked_file,
     )
     try:
-        credentials = Credentials(files)
+        credentials = Credentials(files, settings.centers)
     except CredentialsError as error:
         raise StartError(f"{error}; `duohuo certs` makes certificates") from None
     if credentials.expire_ms < clock.wall_ms():

@@ -49,10 +49,14 @@ class _Read:
 
 
 class Credentials:
-    """What the files say now. Raises CredentialsError when made."""
+    """What the files say now. Raises CredentialsError when made.
 
-    def __init__(self, files: CredentialFiles) -> None:
+    `centers` are those whose services may call this process.
+    """
+
+    def __init__(self, files: CredentialFiles, centers: Sequence[str] = ()) -> None:
         self._files = files
+        self._centers = frozenset(centers)
         self._read = _read(files)
         self.generation = 1
         """Grows each time that the files have changed."""
@@ -120,7 +124,7 @@ class Credentials:
         found = certified(bytes(pem))
         if found.serial in self._read.revoked:
             raise no_role("this certificate has been revoked")
-        if found.identity is None:
+        if found.identity is None or found.identity.center not in self._centers:
             raise no_role("the certificate names no center of this mesh")
         if forwarded and found.identity.center == here and "gateway" in found.identity.roles:
             return forwarded

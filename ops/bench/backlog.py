@@ -18,7 +18,7 @@ from random import Random
 import account_svc.app
 import account_svc.store
 import transfer_svc.app
-from account_svc.store import AccountRow
+from account_svc.registry import AccountRow
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.transfer_service_pb2 import (
     APPLICATION_STATE_QUEUED,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from account_svc.passwords import Argon2Passwords
-from account_svc.store import AccountRow
+from account_svc.registry import AccountRow
 from duohuo.v1.account_service_pb2 import Account, GetAccountRequest
 from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest, RoadStatus
 from duohuo.v1.session_service_pb2 import LoginRequest, Session

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 from account_svc.passwords import Argon2Passwords
-from account_svc.store import AccountRow
+from account_svc.registry import AccountRow
 from duohuo.v1.account_service_pb2 import Account, GetAccountRequest
 from duohuo.v1.session_service_pb2 import LoginRequest, Session
 from ops import mesh_file

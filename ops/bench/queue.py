@@ -12,7 +12,7 @@ import time
 from itertools import pairwise
 
 from account_svc.passwords import Argon2Passwords
-from account_svc.store import AccountRow
+from account_svc.registry import AccountRow
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest
 from duohuo.v1.session_service_pb2 import LoginRequest, Session

@@ -55,8 +55,9 @@ def during(stage: Stage) -> Iterator[str]:
     for name in whole:
         for identifier, account in stage.disk(name).rows(
             "account",
-            "SELECT identifier, account_id FROM account"
-            " UNION ALL SELECT identifier, account_id FROM claim",
+            "SELECT identifier, account_id FROM account WHERE source = ?1"
+            " UNION ALL SELECT identifier, account_id FROM claim WHERE source = ?1",
+            name,
         ):
             claims[identifier].add(account)
         for currency, total in stage.disk(name).rows(

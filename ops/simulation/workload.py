@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from account_svc.store import ATTACHED, DETACHED, identifier_field
+from account_svc.registry import ATTACHED, DETACHED, identifier_field
 from duohuo.v1.account_service_pb2 import (
     Account,
     AddIdentifierRequest,

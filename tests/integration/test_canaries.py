@@ -24,10 +24,13 @@ SECRETS = {
     "webhook path": "kanarien-pfad-5",
 }
 ALICE, BOB, NOBODY = "kanarienvogel@example.com", "+8613912345678", "kanariengeist@example.com"
+SECOND, LEAVER = "kanarienzweit@example.com", "kanarienflug@example.com"
 PERSONAL = {
     "e-mail": ALICE,
     "phone": BOB,
     "unknown identifier": NOBODY,
+    "second identifier": SECOND,
+    "identifier that is erased": LEAVER,
     "name": "Kanarienname",
     "device": "Kanariengeraet",
     "memo": "Kanarienzweck",
@@ -84,6 +87,16 @@ def _lead_through_everything(mesh: RunningMesh, tmp_path: Path) -> tuple[dict[st
     for user in (ALICE, BOB):
         logged_in(user, "b", DUOHUO_PASSWORD=NEW_PASSWORD if user == ALICE else PASSWORD)
         done("fund", user, "1000")
+
+    done("identifier", "add", SECOND, "--user", ALICE)
+    refused("identifier", "add", BOB, "--user", ALICE)
+    refused("identifier", "remove", NOBODY, "--user", ALICE)
+    refused("register", SECOND)
+    done("route", "show", SECOND)
+    refused("account", "erase", ALICE, "--yes")  # has money
+    done("register", LEAVER, "--name", PERSONAL["name"])
+    done("account", "erase", LEAVER, "--yes")
+    refused("login", LEAVER, "--center", "b")
 
     memo = ("--memo", PERSONAL["memo"], "--from", ALICE)
     secret = tmp_path / "secret"

@@ -61,6 +61,10 @@ def test_a_certificate_is_revoked_by_the_number_that_is_shown(certs: Certs) -> N
     assert found is not None
     assert "b/session is revoked" in certs.say("revoke", found[1])
     assert re.search(rf"^b/session +revoked +{found[1]}", certs.say("show"), re.MULTILINE)
+    assert certs.say("revoke", "--center", "a").count("The certificate of a/") == 5
+    assert len(re.findall(r"^a/\w+ +revoked", certs.say("show"), re.MULTILINE)) == 5
+    assert "no certificate of a center c" in certs.refuse("revoke", "--center", "c")
+    assert "Give a serial number" in certs.refuse("revoke")
     assert "no certificate here" in certs.refuse("revoke", "12ab")
     assert "is no serial number" in certs.refuse("revoke", "xyz")
 

@@ -41,7 +41,7 @@ class Pair:
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
         self.served = Served()
-        self.credentials = {center: Credentials(_files(authority, center)) for center in "ab"}
+        self.credentials = {center: Credentials(_files(authority, center), "ab") for center in "ab"}
         self.server = GrpcServer(
             self.served,
             methods_in(PEER_FILES),

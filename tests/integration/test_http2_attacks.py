@@ -18,6 +18,7 @@ from h2.events import (
 from h2.settings import SettingCodes
 from hyperframe.frame import ContinuationFrame, HeadersFrame
 
+from duohuo.v1.account_service_pb2 import GetAccountRequest
 from tests.integration.conftest import RunningMesh
 from tests.integration.test_edge import PATH, TOKENS, Edge, ask, edge
 
@@ -144,6 +145,32 @@ async def test_those_who_take_their_time_hold_up_nobody(edge: Edge, part: str) -
     finally:
         for writer in slow:
             await _closed(writer)
+
+
+async def test_a_flood_of_settings_holds_up_nobody(edge: Edge) -> None:
+    """Each has to be acknowledged."""
+    async with attacker(edge.port) as client:
+        with suppress(ConnectionError):
+            for number in range(20):
+                for size in range(500):
+                    client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 70_000 + size})
+                await client.send()
+                assert await others_are_served(edge), number
+
+
+async def test_who_takes_answers_a_byte_at_a_time_holds_up_nobody(edge: Edge) -> None:
+    async with attacker(edge.port) as client:
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1})
+        request = GetAccountRequest(account_id=TOKENS[ALICE]).SerializeToString()
+        message = b"\x00" + len(request).to_bytes(4, "big") + request
+        for _ in range(100):
+            stream = client.h2.get_next_available_stream_id()
+            client.h2.send_headers(stream, HEADERS)
+            client.h2.send_data(stream, message, end_stream=True)
+        await client.send()
+        assert isinstance(await client.until(ResponseReceived), ResponseReceived)
+        for _ in range(20):
+            assert await others_are_served(edge)
 
 
 async def test_a_flood_of_pings_ends_the_connection(edge: Edge) -> None:

@@ -72,3 +72,29 @@ def test_a_second_identifier_works_until_it_is_removed_and_outlives_either_cente
     )
     assert cli.refused("register", second)["reason"] == "IDENTIFIER_TAKEN"
     wait_until(lambda: cli.json("verify")["passed"])
+
+
+def test_a_route_is_shown_also_while_home_is_away(mesh: RunningMesh) -> None:
+    cli = mesh.cli
+    alice, second = identifier_of("a", ["a", "b"]), identifier_of("b", ["a", "b"])
+    account = cli.json("register", alice)["account_id"]
+    cli.json("login", alice)
+    cli.json("identifier", "add", second)
+    wait_until(lambda: second in cli.json("whoami", alice, "--center", "b")["identifiers"])
+    cli.json("center", "kill", "a")
+    for user in (alice, second, account):
+        found = cli.json("route", "show", user)
+        assert (found["account_id"], found["centers"]) == (account, ["a", "b"])
+        assert "Transfer" in found["if_home_died"]["waiting"]
+        assert found["copies"]["b"]["entries"] >= 0
+    said = cli.run("route", "show", alice).stdout
+    assert "home a, then b (placement epoch 1)" in said
+    assert "b has followed a up to" in said
+    # What is said is what happens.
+    assert cli.json("login", alice, "--center", "b")["account_id"] == account
+    assert (
+        cli.refused("transfer", second, "1", "--from", alice)["reason"] == "HOME_CENTER_UNAVAILABLE"
+    )
+    nobody = cli.json("route", "show", identifier_of("b", ["a", "b"]))
+    assert (nobody.get("account_id", ""), nobody["centers"]) == ("", ["b", "a"])
+    assert cli.refused("route", "show", "nobody")["reason"] == "INVALID_FIELD"

@@ -135,6 +135,14 @@ def test_a_revoked_certificate_may_call_nothing(door: Door) -> None:
     assert door.probe(door.certificate("gateway", "b"))[0] == "OK"
 
 
+def test_a_center_that_does_not_belong_here_may_call_nothing(door: Door) -> None:
+    """Or no more, although its certificates are still good."""
+    for role in ("gateway", "account", "session", "transfer"):
+        retired = door.certificate(role, "z")
+        assert door.probe(retired)[:2] == ("PERMISSION_DENIED", "ROLE")
+    assert door.probe(door.certificate("gateway", "b"))[0] == "OK"
+
+
 def test_a_center_speaks_for_itself_alone(door: Door) -> None:
     own = {role: door.certificate(role, "b") for role in ("account", "session", "transfer")}
     share = peer_method("session", "ShareFailures")

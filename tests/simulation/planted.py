@@ -9,9 +9,9 @@ import pytest
 from grpc import StatusCode
 
 import transfer_svc.app
-from account_svc import revoker, rules
+from account_svc import registry, revoker, rules
 from account_svc import store as account_store
-from account_svc.service import AccountService
+from account_svc.identifier_service import IdentifierService
 from duohuo.internal.v1.log_pb2 import Leg, LogEntry, LogRecord, Posting
 from duohuo.internal.v1.peer_services_pb2 import (
     ClaimIdentifierRequest,
@@ -72,32 +72,34 @@ def registered_although_it_was_claimed(patch: Patch) -> None:
     """Registering looks at what was registered, not at what accounts have claimed later."""
 
     def holder(identifier: str) -> Unit[str | None]:
-        found = yield from account_store.find_registered(identifier)
+        found = yield from registry.find_registered(identifier)
         return found.account_id if found else None
 
-    patch.setattr(account_store, "holder", holder)
+    patch.setattr(registry, "holder", holder)
 
 
 def claimed_where_it_is_asked_for(patch: Patch) -> None:
     """Any center claims any identifier for the accounts that it has."""
 
-    async def claim(self: AccountService, identifier: str, account: str, _timeout_s: float) -> None:
-        unit = account_store.claim(identifier, account, self._site.here, self._site.stamps.now())
+    async def claim(
+        self: IdentifierService, identifier: str, account: str, _timeout_s: float
+    ) -> None:
+        unit = registry.claim(identifier, account, self._site.here, self._site.stamps.now())
         if await self._store.write("claim", unit) != account:
             raise rules.identifier_taken()
 
-    patch.setattr(AccountService, "_claim", claim)
+    patch.setattr(IdentifierService, "_claim", claim)
 
 
 def claim_without_a_word(patch: Patch) -> None:
     """Home answers that it has claimed an identifier, and does not keep it."""
 
     async def claim(
-        _self: AccountService, request: ClaimIdentifierRequest, _incoming: Any
+        _self: IdentifierService, request: ClaimIdentifierRequest, _incoming: Any
     ) -> ClaimIdentifierResponse:
         return ClaimIdentifierResponse(holder_account_id=request.account_id)
 
-    patch.setattr(AccountService, "ClaimIdentifier", claim)
+    patch.setattr(IdentifierService, "ClaimIdentifier", claim)
 
 
 def what_comes_late_is_kept(patch: Patch) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from account_svc import registry
 from account_svc import store as units
-from account_svc.store import TOPICS, AccountRow
+from account_svc.registry import AccountRow
+from account_svc.store import TOPICS
 from duohuo.internal.v1.log_pb2 import AccountCreated, CredentialChanged, LogRecord, ProfileChanged
 from runtime.store import SqliteStore, query
 from sync_bus import facts, log
@@ -72,8 +74,8 @@ async def test_registering_makes_account_password_and_profile_and_tells_the_othe
     store: SqliteStore,
 ) -> None:
     assert await register(store)
-    assert await store.read(units.find_account(ALICE)) == ROW
-    assert await store.read(units.find_by_identifier("alice@example.com")) == ROW
+    assert await store.read(registry.find_account(ALICE)) == ROW
+    assert await store.read(registry.find_by_identifier("alice@example.com")) == ROW
     assert await password(store) == "hash"
     assert await profile(store) == {"display_name": "Alice"}
     assert await heads(store) == {"accounts": 1, "changes": 2}
@@ -84,7 +86,7 @@ async def test_an_identifier_is_claimed_once(store: SqliteStore) -> None:
     await register(store)
     later = AccountRow(BOB, ROW.identifier, "request-2", "a", 5)
     assert not await register(store, later, "other")
-    assert await store.read(units.find_account(BOB)) is None
+    assert await store.read(registry.find_account(BOB)) is None
     assert await password(store) == "hash"
     assert await heads(store) == {"accounts": 1, "changes": 2}
 
@@ -179,7 +181,7 @@ async def test_a_password_may_arrive_before_its_account(store: SqliteStore) -> N
     record = LogRecord(hlc=5, credential_changed=changed)
     await store.write("apply", units.apply("b", record, stamp(0)))
     assert await password(store) == "hash"
-    assert await store.read(units.find_account(ALICE)) is None
+    assert await store.read(registry.find_account(ALICE)) is None
 
 
 class Write(NamedTuple):
@@ -328,8 +330,8 @@ async def test_an_identifier_is_found_without_a_look_at_all_profiles(store: Sqli
         query(
             "EXPLAIN QUERY PLAN SELECT account_id FROM profile_field WHERE name = ? AND value = ?"
             " AND name > 'identifier ' AND name < 'identifier!'",
-            units.identifier_field("alice@example.com"),
-            units.ATTACHED,
+            registry.identifier_field("alice@example.com"),
+            registry.ATTACHED,
         )
     )
     assert ["profile_identifier" in row[3] for row in plan] == [True]

@@ -9,7 +9,8 @@ import pytest
 import structlog.testing
 
 from account_svc import store as accounts
-from account_svc.store import ACCOUNTS, CHANGES, AccountRow
+from account_svc.registry import ACCOUNTS, AccountRow
+from account_svc.store import CHANGES
 from duohuo.internal.v1.peer_services_pb2 import CopyPage
 from duohuo.v1.transfer_service_pb2 import APPLICATION_STATE_QUEUED, Application
 from ops.verify import judge

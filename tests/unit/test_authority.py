@@ -156,7 +156,7 @@ def shown(issued: Issued) -> dict[str, list[bytes]]:
 
 def test_only_this_centers_gateway_may_call_for_another(authority: Authority) -> None:
     gateway, serve = authority.issued()
-    credentials = Credentials(files(authority, "a", "gateway"))
+    credentials = Credentials(files(authority, "a", "gateway"), "ab")
     assert credentials.caller(shown(gateway), "", "a") == "a gateway"
     assert credentials.caller(shown(gateway), "b session", "a") == "b session"
     assert credentials.caller(shown(serve), "a transfer", "a") == "b account,gateway"
@@ -167,10 +167,11 @@ def test_only_this_centers_gateway_may_call_for_another(authority: Authority) ->
 def test_who_is_revoked_or_shows_nothing_calls_nothing(authority: Authority) -> None:
     gateway, serve = authority.issued()
     authority.revoke(serve.serial)
-    credentials = Credentials(files(authority, "a", "gateway"))
+    credentials = Credentials(files(authority, "a", "gateway"), "ab")
     assert credentials.caller(shown(gateway), "", "a")
     nameless = authority.issue("b", "odd", ["example.net"])
-    for auth in (shown(serve), shown(nameless)):
+    elsewhere = authority.issue("z", "gateway", [name_of("gateway", "z")])
+    for auth in (shown(serve), shown(nameless), shown(elsewhere)):
         with pytest.raises(RpcError) as refused:
             credentials.caller(auth, "a gateway", "a")
         assert refused.value.reason == "ROLE"

@@ -6,7 +6,8 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from account_svc import erasure
-from account_svc.store import ACCOUNTS, CHANGES
+from account_svc.registry import ACCOUNTS
+from account_svc.store import CHANGES
 from duohuo.internal.v1.peer_services_pb2 import (
     ClaimIdentifierRequest,
     ClaimIdentifierResponse,

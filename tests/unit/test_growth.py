@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import account_svc.store as accounts
+from account_svc import registry
 from duohuo.internal.v1.log_pb2 import LogRecord
 from runtime.store import SqliteStore, query
 from sync_bus import log
@@ -24,11 +25,11 @@ async def test_only_who_waits_for_a_topic_that_has_grown_wakes(store: SqliteStor
     growth = Growth(store)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(growth.run())
-        mine, other = growth.of(accounts.ACCOUNTS.name), growth.of(accounts.CHANGES.name)
+        mine, other = growth.of(registry.ACCOUNTS.name), growth.of(accounts.CHANGES.name)
         await until(lambda: mine.next() > 1 and other.next() > 1)
         before, of_other = mine.next(), other.next()
         await store.write("nothing that others need", query("SELECT 1"))
-        await store.write("append", log.append(accounts.ACCOUNTS, stamp(1), LogRecord()))
+        await store.write("append", log.append(registry.ACCOUNTS, stamp(1), LogRecord()))
         assert await mine.wait(before)
         assert (mine.next(), other.next()) == (before + 1, of_other)
         running.cancel()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from account_svc import app as account_app
+from account_svc import registry
 from account_svc import store as accounts
 from duohuo.internal.v1.log_pb2 import LogRecord
 from duohuo.internal.v1.peer_services_pb2 import ExchangeRequest, ExchangeResponse
@@ -104,7 +105,7 @@ async def test_a_source_tells_since_when_the_first_missing_entry_waits_by_its_ow
     store: SqliteStore,
 ) -> None:
     for at_ms in (10, 20, 30):
-        await store.write("append", log.append(accounts.ACCOUNTS, stamp(at_ms), LogRecord()))
+        await store.write("append", log.append(registry.ACCOUNTS, stamp(at_ms), LogRecord()))
 
     async def not_lost() -> None:
         raise AssertionError

@@ -8,9 +8,10 @@ import pytest
 from account_svc import notification
 from account_svc import store as accounts
 from account_svc.notification import Setting
+from account_svc.registry import AccountRow
 from account_svc.revoker import Revoker
 from account_svc.service import AccountService
-from account_svc.store import CHANGES, AccountRow
+from account_svc.store import CHANGES
 from duohuo.internal.v1.peer_services_pb2 import LookupContactRequest, LookupContactResponse
 from duohuo.v1.account_service_pb2 import (
     GetNotificationRequest,

@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from account_svc import app as account_app
+from account_svc import registry
 from account_svc import store as accounts
 from duohuo.internal.v1.log_pb2 import (
     AccountCreated,
@@ -140,7 +141,7 @@ async def audit(node: ServiceNode) -> list[ParkedAction]:
 
 async def digests(store: SqliteStore) -> tuple[str, str]:
     return (
-        await store.read(facts.digest_of(accounts.ACCOUNTS, "b")),
+        await store.read(facts.digest_of(registry.ACCOUNTS, "b")),
         await store.read(facts.digest_of(accounts.CHANGES, "")),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from account_svc import rules, store
+from account_svc import registry, rules, store
 from duohuo.internal.v1.peer_services_pb2 import (
     PASSWORD_OUTCOME_UNKNOWN,
     PASSWORD_OUTCOME_VERIFIED,
@@ -212,7 +212,7 @@ async def test_who_only_says_that_it_is_theirs_has_nothing_of_it(
     await users.add(alice, HERS_AT_B)
     await users.two.settle()
     b = users.two.service("b")
-    fields = {store.identifier_field(identifier): store.ATTACHED}
+    fields = {registry.identifier_field(identifier): registry.ATTACHED}
     unit = store.set_profile(bob, fields, "request-of-b", "b", b.site.stamps.now())
     await b.store.write("by hand", unit)
     await users.two.settle()

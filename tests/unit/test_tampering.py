@@ -9,7 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from account_svc import store as accounts
-from account_svc.store import AccountRow
+from account_svc.registry import AccountRow
 from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_DEBIT,
     POSTING_KIND_TRANSFER,
