@@ -19,10 +19,12 @@ from runtime.dispatcher import Dispatcher
 from runtime.ids import account_slot
 from runtime.placement import slot_of
 from runtime.store import Store, Unit
-from sync_bus import audit, parked
+from sync_bus import audit, homes, parked
 from sync_bus.bus import Bus
 from sync_bus.facts import digests
 from sync_bus.followers import Followers
+from sync_bus.handover import HandoverServicer
+from sync_bus.homes import Homes
 from sync_bus.log import Stamp
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
@@ -101,6 +103,7 @@ class AccountNode:
     """Replication, and forgetting; `run` for as long as the service lives."""
 
     node: ServiceNode
+    homes: Homes
     memory: Memory
     revoker: Revoker
 
@@ -108,6 +111,7 @@ class AccountNode:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
+            tasks.create_task(self.homes.run())
             tasks.create_task(self.memory.run())
             tasks.create_task(self.revoker.run())
 
@@ -127,6 +131,12 @@ def _told_of(record: LogRecord) -> list[int | None]:
     return []
 
 
+def slots_of(site: Site, database: Store) -> Homes:
+    """The slots of this service. Accounts and claims never change: only the right to make them moves."""
+    nothing, none = homes.nothing_moves, homes.nothing_left
+    return Homes(ROLE, registry.ACCOUNTS, site, database, nothing, nothing, none, none)
+
+
 def build(
     site: Site,
     database: Store,
@@ -139,9 +149,15 @@ def build(
 ) -> AccountNode:
     """Serves the account role from `dispatcher`; the returned node's tasks keep it moving."""
 
+    slots = slots_of(site, database)
+
     def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
-        if any(slot is None or site.placement.home(slot) != source for slot in _told_of(record)):
-            raise ValueError("only its home may tell this of an identifier, or of an account")
+        if (yield from slots.apply(source, record, stamp)):
+            return
+        for slot in _told_of(record):
+            if slot is None:
+                raise ValueError("neither an account nor one of its identifiers")
+            yield from homes.require_speaks(source, registry.ACCOUNTS.name, slot)
         yield from store.apply(source, record, stamp)
         if record.HasField("account_erased"):
             yield from registry.release(record.account_erased.account_id, site.here, stamp)
@@ -164,10 +180,12 @@ def build(
         destinations,
         revoker,
         Followers(list(site.mesh.peers), database),
+        slots,
         email_offered=email_offered,
     )
-    servicers = (service, IdentifierService(site, database, service))
+    servicers = (service, IdentifierService(site, database, service, slots))
     dispatcher.add("duohuo.v1.AccountService", *servicers, refusal=node.refusal)
-    peers = (*servicers, *node.servicers)
+    handing = HandoverServicer(store.TOPICS, site, database, slots)
+    peers = (*servicers, handing, *node.servicers)
     dispatcher.add("duohuo.internal.v1.AccountPeerService", *peers, refusal=node.refusal)
-    return AccountNode(node, Memory(site, database), revoker)
+    return AccountNode(node, slots, Memory(site, database), revoker)

@@ -8,12 +8,13 @@ from account_svc.service import AccountService
 from duohuo.internal.v1.peer_services_pb2 import ClaimIdentifierRequest, ClaimIdentifierResponse
 from duohuo.v1.account_service_pb2 import Account, AddIdentifierRequest, RemoveIdentifierRequest
 from runtime.dispatcher import Incoming
-from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.guesses import Guesses, Policy
+from runtime.home_calls import ask_home
 from runtime.methods import peer_method
 from runtime.placement import slot_of
 from runtime.store import Store
+from sync_bus.homes import Homes
 from sync_bus.log import Stamp
 from sync_bus.site import Site
 
@@ -25,7 +26,8 @@ _CLAIM = peer_method("account", "ClaimIdentifier")
 class IdentifierService:
     """Serves the identifiers' part of AccountService and AccountPeerService."""
 
-    def __init__(self, site: Site, database: Store, accounts: AccountService) -> None:
+    def __init__(self, site: Site, database: Store, accounts: AccountService, slots: Homes) -> None:
+        self._homes = slots
         self._site = site
         self._store = database
         self._accounts = accounts
@@ -89,12 +91,15 @@ class IdentifierService:
                 "too many identifiers that others have were asked for",
                 retry_after_ms=attempt.wait_ms,
             )
-        home = self._site.placement.home(slot_of(identifier))
+        slot = slot_of(identifier)
+        home = self._site.placement.home(slot)
         asked = ClaimIdentifierRequest(identifier=identifier, account_id=account)
         taken = False
         try:
-            found = await ask(
-                self._site.mesh.at(home),
+            found = await ask_home(
+                self._site.mesh,
+                self._site.placement,
+                slot,
                 _CLAIM,
                 asked,
                 ClaimIdentifierResponse,
@@ -130,8 +135,8 @@ class IdentifierService:
     ) -> ClaimIdentifierResponse:
         identifier = rules.check_identifier(request.identifier)
         self._site.slot_of(request.account_id)
-        self._site.require_home(slot_of(identifier))
-        unit = registry.claim(
+        claim = registry.claim(
             identifier, request.account_id, self._site.here, self._site.stamps.now()
         )
+        unit = self._homes.acting(slot_of(identifier), claim)
         return ClaimIdentifierResponse(holder_account_id=await self._store.write("claim", unit))

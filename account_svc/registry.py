@@ -15,7 +15,7 @@ from runtime.errors import RpcError
 from runtime.ids import account_slot
 from runtime.placement import slot_of
 from runtime.store import Unit, query
-from sync_bus import log
+from sync_bus import homes, log
 from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 
@@ -143,7 +143,8 @@ def release(account_id: str, center: str, stamp: Stamp) -> Unit[int]:
         "DELETE FROM claim WHERE account_id = ? RETURNING identifier, source", account_id
     )
     for identifier, source in rows:
-        if source == center:
+        at_home = yield from homes.acts_for(center, slot_of(identifier))
+        if source == center or at_home:
             released = IdentifierReleased(identifier=identifier)
             yield from log.append(ACCOUNTS, stamp, LogRecord(identifier_released=released))
     return len(rows)
@@ -203,5 +204,7 @@ ACCOUNTS = Topic(
             gone=lambda row: erasure.is_erased(str(row[1])),
         ),
         erasure.TABLE,
+        # Last: whoever has these has all that is above.
+        *homes.TABLES,
     ),
 )

@@ -50,10 +50,12 @@ from runtime.endpoint import HOME, STALENESS_MS
 from runtime.errors import RpcError
 from runtime.guesses import Guesses, Policy
 from runtime.hlc import physical_ms
-from runtime.ids import account_id, account_slot
+from runtime.ids import account_id, account_slot, place_of
 from runtime.placement import slot_of
 from runtime.store import Store, Unit
+from sync_bus import homes
 from sync_bus.followers import Followers
+from sync_bus.homes import Homes
 from sync_bus.site import Site
 
 ERASED_WITHIN_S = 3.0
@@ -76,10 +78,12 @@ class AccountService:
         destinations: Destinations,
         revoker: Revoker,
         followers: Followers,
+        slots: Homes,
         *,
         email_offered: bool,
     ) -> None:
         self._guesses = Guesses(site.here, site.clock)
+        self._homes = slots
         self._site = site
         self._store = database
         self._passwords = passwords
@@ -92,7 +96,7 @@ class AccountService:
     async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
         identifier = rules.check_register(request)
         slot = slot_of(identifier)
-        self._site.require_home(slot)
+        await self._homes.require(slot)
         present = await self._store.read(registry.find_registered(identifier))
         fields = {"display_name": request.display_name}
         if present is None:
@@ -105,7 +109,7 @@ class AccountService:
                 self._site.here,
                 stamp.time_ms,
             )
-            unit = store.register(wanted, password_hash, fields, stamp)
+            unit = self._homes.acting(slot, store.register(wanted, password_hash, fields, stamp))
             if await self._store.write("register", unit):
                 return await self.answer(wanted, incoming)
             present = await self._store.read(registry.find_registered(identifier))
@@ -143,11 +147,12 @@ class AccountService:
         self, request: EraseAtHomeRequest, incoming: Incoming
     ) -> EraseAccountResponse:
         account_id = request.account_id
-        self._site.require_home(self._site.slot_of(account_id))
+        slot = self._site.slot_of(account_id)
+        await self._homes.require(slot)
         if await self._store.read(registry.find_account(account_id)) is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
         unit = store.erase(account_id, self._site.here, incoming.operator, self._site.stamps.now())
-        await self._store.write("erase", unit)
+        await self._store.write("erase", self._homes.acting(slot, unit))
         await self._revoker.revoke_now(account_id)
         waiting_for = await self._followers.wait(registry.ACCOUNTS.name, ERASED_WITHIN_S)
         return EraseAccountResponse(account_id=account_id, waiting_for=waiting_for)
@@ -326,7 +331,14 @@ class AccountService:
         self, request: LookupAccountRequest, _incoming: Incoming
     ) -> LookupAccountResponse:
         account = await self._find(request.user)
-        return LookupAccountResponse(account_id=account.account_id if account else "")
+        if account is not None:
+            return LookupAccountResponse(account_id=account.account_id)
+        place = place_of(request.user)
+        slot = place.slot if place else None
+        if slot is None:
+            return LookupAccountResponse()
+        certain = await self._store.read(homes.acts_for(self._site.here, slot))
+        return LookupAccountResponse(certain=certain)
 
     async def ListVersions(
         self, request: ListVersionsRequest, _incoming: Incoming

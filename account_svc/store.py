@@ -25,8 +25,9 @@ from duohuo.internal.v1.log_pb2 import (
     ProfileChanged,
     RequestsForgotten,
 )
+from runtime.placement import slot_of
 from runtime.store import Row, Unit, query
-from sync_bus import audit, log
+from sync_bus import audit, homes, log
 from sync_bus.copies import CopiedTable
 from sync_bus.log import Road, Stamp, Topic
 from sync_bus.merge import Version, wins
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS request (
   body BLOB NOT NULL, PRIMARY KEY (account_id, request_id)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
 """
+    + homes.SCHEMA
     + registry.SCHEMA
     + erasure.SCHEMA
     + notification.SCHEMA
@@ -315,10 +317,13 @@ def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
                 record.time_ms,
             )
         case "identifier_released":
+            identifier = record.identifier_released.identifier
+            at_home = yield from homes.speaks_for(source, slot_of(identifier))
             yield from query(
-                "DELETE FROM claim WHERE identifier = ? AND source = ?",
-                record.identifier_released.identifier,
+                "DELETE FROM claim WHERE identifier = ? AND (source = ? OR ?)",
+                identifier,
                 source,
+                int(at_home),
             )
         case "account_erased":
             yield from _erase(record.account_erased.account_id, source, record.time_ms, stamp)

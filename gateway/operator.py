@@ -15,6 +15,8 @@ from duohuo.internal.v1.peer_services_pb2 import (
     CollectFactsResponse,
     EraseAtHomeRequest,
     GetControlRequest,
+    HandOverRequest,
+    HandOverResponse,
     InspectRequest,
     InspectResponse,
     LimitsChange,
@@ -55,6 +57,8 @@ from duohuo.v1.operator_service_pb2 import (
     ListParkedResponse,
     ListVersionsRequest,
     ListVersionsResponse,
+    MoveSlotRequest,
+    MoveSlotResponse,
     ParkedAction,
     PeerStatus,
     RetryNotificationsRequest,
@@ -68,13 +72,14 @@ from duohuo.v1.operator_service_pb2 import (
 )
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
-from runtime.endpoint import OPERATOR, Endpoint, ask
+from runtime.endpoint import OPERATOR, ask
 from runtime.errors import RpcError, invalid
+from runtime.home_calls import ask_home
 from runtime.ids import account_slot, place_of
 from runtime.mesh import Mesh
-from runtime.methods import peer_method
+from runtime.methods import Method, peer_method
 from runtime.peer_clocks import ALARM_MS
-from runtime.placement import Placement
+from runtime.placement import SLOTS, Placement
 
 SERVICE_ROLES = ("account", "session", "transfer")
 ROLE_TIMEOUT_S = 5.0
@@ -101,19 +106,12 @@ class OperatorServicer:
         self._spans = spans
 
     async def Deposit(self, request: DepositRequest, incoming: Incoming) -> DepositResponse:
-        home, account = await self._find(request.user)
-        booked = await ask(
-            home,
-            peer_method("transfer", "BookDeposit"),
-            BookDepositRequest(
-                deposit_id=request.deposit_id,
-                account_id=account,
-                amount=request.amount,
-            ),
-            BookDepositResponse,
-            ROLE_TIMEOUT_S,
-            {OPERATOR: incoming.operator},
+        slot, account = await self._find(request.user)
+        deposit = BookDepositRequest(
+            deposit_id=request.deposit_id, account_id=account, amount=request.amount
         )
+        method = peer_method("transfer", "BookDeposit")
+        booked = await self._at_home(slot, method, deposit, BookDepositResponse, incoming)
         return DepositResponse(account_id=account, balance=booked.balance)
 
     async def FreezeAccount(
@@ -137,14 +135,13 @@ class OperatorServicer:
     async def EraseAccount(
         self, request: EraseAccountRequest, incoming: Incoming
     ) -> EraseAccountResponse:
-        home, account = await self._find(request.user)
-        who = {OPERATOR: incoming.operator}
+        slot, account = await self._find(request.user)
         closing = ChangeControlRequest(account_id=account, status=ACCOUNT_STATUS_CLOSED)
         close = peer_method("transfer", "ChangeControl")
-        await ask(home, close, closing, AccountControlChange, ROLE_TIMEOUT_S, who)
+        await self._at_home(slot, close, closing, AccountControlChange, incoming)
         erase = peer_method("account", "EraseAtHome")
         erasing = EraseAtHomeRequest(account_id=account)
-        return await ask(home, erase, erasing, EraseAccountResponse, ROLE_TIMEOUT_S, who)
+        return await self._at_home(slot, erase, erasing, EraseAccountResponse, incoming)
 
     async def SetLimits(
         self, request: SetLimitsRequest, incoming: Incoming
@@ -157,25 +154,76 @@ class OperatorServicer:
         return await self._change(request, ChangeControlRequest(limits=limits), incoming)
 
     async def GetAccountControl(
-        self, request: GetAccountControlRequest, _incoming: Incoming
+        self, request: GetAccountControlRequest, incoming: Incoming
     ) -> AccountControl:
-        home, account = await self._find(request.user)
+        slot, account = await self._find(request.user)
         asked = GetControlRequest(account_id=account)
         method = peer_method("transfer", "GetControl")
-        return await ask(home, method, asked, AccountControl, ROLE_TIMEOUT_S)
+        return await self._at_home(slot, method, asked, AccountControl, incoming)
+
+    async def MoveSlot(self, request: MoveSlotRequest, incoming: Incoming) -> MoveSlotResponse:
+        slot = request.slot
+        if request.WhichOneof("what") == "user":
+            slot, _ = await self._find(request.user)
+        if request.home not in (self._mesh.here, *self._mesh.peers):
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "UNKNOWN_CENTER",
+                "a slot can only be moved to a center of this mesh",
+                advice="See `duohuo status`.",
+            )
+        before = self._placement.home(slot % SLOTS)
+        asked = HandOverRequest(slot=slot, home=request.home)
+        if request.HasField("epoch"):
+            asked.epoch = request.epoch
+        answer = HandOverResponse()
+        # Money first: should the second step fail, whoever asks again goes on with it.
+        for role in ("transfer", "account"):
+            method = peer_method(role, "HandOver")
+            one = await self._at_home(slot, method, asked, HandOverResponse, incoming)
+            answer.accounts_moved += one.accounts_moved
+            answer.epoch, answer.taken_over = one.epoch, one.taken_over
+        return MoveSlotResponse(
+            slot=slot,
+            before=before,
+            home=request.home,
+            epoch=answer.epoch,
+            taken_over=answer.taken_over,
+            accounts_moved=answer.accounts_moved,
+        )
 
     async def _change(
         self, request: _Change, change: ChangeControlRequest, incoming: Incoming
     ) -> AccountControlChange:
-        home, change.account_id = await self._find(request.user)
+        slot, change.account_id = await self._find(request.user)
         if request.HasField("version"):
             change.version = request.version
         method = peer_method("transfer", "ChangeControl")
-        who = {OPERATOR: incoming.operator}
-        return await ask(home, method, change, AccountControlChange, ROLE_TIMEOUT_S, who)
+        return await self._at_home(slot, method, change, AccountControlChange, incoming)
 
-    async def _find(self, user: str) -> tuple[Endpoint, str]:
-        """The home of a user's account, and its id. That home alone moves and controls its money; whether
+    async def _at_home(
+        self,
+        slot: int,
+        method: Method,
+        request: Message,
+        response_type: type[M],
+        incoming: Incoming,
+    ) -> M:
+        """Asks the home of a slot on the operator's behalf."""
+        who = {OPERATOR: incoming.operator}
+        return await ask_home(
+            self._mesh,
+            self._placement,
+            slot,
+            method,
+            request,
+            response_type,
+            ROLE_TIMEOUT_S,
+            who,
+        )
+
+    async def _find(self, user: str) -> tuple[int, str]:
+        """The slot of a user's account, and its id. Its home alone moves and controls its money; whether
         there is such an account, the home of the identifier knows for certain. Raises RpcError."""
         found = await ask(
             self._mesh.at(self._placement.home(_place(user))),
@@ -187,7 +235,7 @@ class OperatorServicer:
         slot = account_slot(found.account_id)
         if slot is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
-        return self._mesh.at(self._placement.home(slot)), found.account_id
+        return slot, found.account_id
 
     async def GetRoute(self, request: GetRouteRequest, _incoming: Incoming) -> Route:
         place = _place(request.user)
@@ -203,7 +251,7 @@ class OperatorServicer:
         return Route(
             slot=slot,
             account_id=found.account_id,
-            placement_epoch=self._placement.epoch,
+            placement_epoch=self._placement.epoch_of(slot),
             centers=self._placement.order[slot],
         )
 

@@ -30,6 +30,7 @@ from runtime.endpoint import (
     Reply,
 )
 from runtime.errors import RpcError, invalid
+from runtime.home_calls import WRONG_HOME, named_home, wait_s
 from runtime.ids import place_of
 from runtime.mesh import Mesh
 from runtime.methods import Method
@@ -73,32 +74,47 @@ class Router:
         self._limiter.count_address(call.metadata.get(CLIENT, ""))
         timeout_s = max(call.timeout_s - ANSWER_MARGIN_S, call.timeout_s / 2)
         deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
-        wanted, home = self._targets(call)
-        metadata = await self._metadata(call)
+        wanted, slot = self._targets(call)
+        metadata = await self._metadata(call, slot)
+        asked: list[Target] = []
         errors: list[RpcError] = []
-        for number, target in enumerate(wanted):
+        left = list(wanted)
+        trips = 0
+        while left:
+            target = left.pop(0)
             left_s = (deadline_ms - self._clock.monotonic_ms()) / 1000
-            is_last = number == len(wanted) - 1
-            timeout_s = left_s if is_last else min(left_s / 2, FAILOVER_TIMEOUT_S)
+            timeout_s = min(left_s / 2, FAILOVER_TIMEOUT_S) if left else left_s
             hop = Call(call.method, call.request, timeout_s, {**metadata, HOP: target.hop})
+            trips += 1
             try:
-                return await self._ask(target, home, hop, number + 1)
+                return await self._ask(target, self._home(slot), hop, trips)
             except RpcError as error:
+                if error.reason == WRONG_HOME and slot is not None:
+                    pause_s = wait_s(trips)
+                    if pause_s > left_s / 2:
+                        raise _moving(slot) from error
+                    named = named_home(error, slot, self._placement)
+                    await asyncio.sleep(pause_s)
+                    left.insert(
+                        0, Target(named, "local" if named == self._mesh.here else "forwarded")
+                    )
+                    continue
                 # What this center refused, one asked before it may have done.
                 error.ran = error.ran or any(earlier.ran for earlier in errors)
                 # What a copy has not is not certain while whoever would know does not answer.
                 uncertain = error.code is StatusCode.NOT_FOUND and len(errors) > 0
                 if error.reason not in _ELSEWHERE and not uncertain:
                     raise
+                asked.append(target)
                 errors.append(error)
                 if error.ran and not call.method.safe_to_repeat:
                     break
-        raise self._unanswered(call.method, wanted, errors)
+        raise self._unanswered(call.method, asked, errors)
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         self._limiter.count_address(call.metadata.get(CLIENT, ""))
-        wanted, _ = self._targets(call)
-        metadata = await self._metadata(call)
+        wanted, slot = self._targets(call)
+        metadata = await self._metadata(call, slot)
         target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
         hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
         with self._limiter.stream(metadata.get(ACCOUNT) or call.metadata.get(CLIENT, "")):
@@ -147,8 +163,11 @@ class Router:
         ):
             return await self._mesh.unary(target.center, call)
 
-    def _targets(self, call: Call) -> tuple[tuple[Target, ...], str]:
-        """Whom to ask, and the home center of the key, empty if the key names no slot."""
+    def _home(self, slot: int | None) -> str:
+        return "" if slot is None else self._placement.home(slot)
+
+    def _targets(self, call: Call) -> tuple[tuple[Target, ...], int | None]:
+        """Whom to ask, and the slot of the key, if it names one."""
         number = call.method.key_number
         try:
             key = string_field(call.request, number) if number else ""
@@ -163,12 +182,11 @@ class Router:
             raise bad_key(call.method) from None
         if any(target.center not in self._placement.centers for target in wanted):
             raise bad_key(call.method)
-        if place is None or place.slot is None:
-            return wanted, ""
-        return wanted, self._placement.home(place.slot)
+        return wanted, place.slot if place else None
 
-    async def _metadata(self, call: Call) -> dict[str, str]:
-        metadata = {EPOCH: str(self._placement.epoch), GATEWAY: self._mesh.here}
+    async def _metadata(self, call: Call, slot: int | None) -> dict[str, str]:
+        epoch = self._placement.epoch if slot is None else self._placement.epoch_of(slot)
+        metadata = {EPOCH: str(epoch), GATEWAY: self._mesh.here}
         if causal := call.metadata.get(CAUSAL):
             metadata[CAUSAL] = causal
         if call.method.access == ACCESS_USER:
@@ -180,9 +198,7 @@ class Router:
             metadata[CLIENT_ADDRESS] = address
         return metadata
 
-    def _unanswered(
-        self, method: Method, wanted: tuple[Target, ...], errors: list[RpcError]
-    ) -> RpcError:
+    def _unanswered(self, method: Method, asked: list[Target], errors: list[RpcError]) -> RpcError:
         """What the caller is told when no center that may answer has answered."""
         last = errors[-1]
         ran = any(error.ran for error in errors)
@@ -191,7 +207,7 @@ class Router:
             return RpcError(
                 last.code,
                 "DEADLINE_EXCEEDED",
-                f"center {wanted[len(errors) - 1].center} did not answer in time",
+                f"center {asked[-1].center} did not answer in time",
                 ran=ran,
                 advice="Ask again with the same id: it will not run twice." if ran else "",
             )
@@ -203,10 +219,10 @@ class Router:
                 return error
         silent = (
             target.center
-            for target, error in zip(wanted, errors, strict=False)
+            for target, error in zip(asked, errors, strict=True)
             if error.reason != "NOT_COPIED_YET"
         )
-        center = next(silent, wanted[0].center)
+        center = next(silent, asked[0].center)
         message = f"center {center} does not answer now"
         if ran:
             message += "; the request may have run: ask again with the same id"
@@ -219,3 +235,14 @@ class Router:
             advice=declared.advice,
             details={"center": center},
         )
+
+
+def _moving(slot: int) -> RpcError:
+    """For a slot that nobody is home of for longer than a caller can wait."""
+    return RpcError(
+        StatusCode.UNAVAILABLE,
+        "SLOT_MOVING",
+        f"slot {slot} is moving to another center, which has not taken it over yet",
+        retry_after_ms=1000,
+        advice="Ask again in a moment; nothing was done.",
+    )

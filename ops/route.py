@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from duohuo.v1.operator_service_pb2 import CenterStatus, RoadStatus, Route
+from duohuo.v1.operator_service_pb2 import CenterStatus, MoveSlotResponse, RoadStatus, Route
 from duohuo.v1.routing_pb2 import ACCESS_USER, POLICY_LOCAL, POLICY_ORIGIN
 from gateway import routes
 from ops.output import table
@@ -104,3 +104,18 @@ def shown(user: str, route: Route, copies: Mapping[str, Behind]) -> str:
                 f"{copy.entries} entries behind what it has heard of."
             )
     return "\n".join(lines)
+
+
+def moved(done: MoveSlotResponse) -> str:
+    """What came of moving a slot, for people."""
+    if done.before == done.home:
+        return f"slot {done.slot} was at home at {done.home} already (epoch {done.epoch})"
+    state = (
+        f"center {done.home} acts for it"
+        if done.taken_over
+        else f"center {done.home} has not said yet that it acts for it; until then its users wait"
+    )
+    return (
+        f"slot {done.slot} went from {done.before} to {done.home} (epoch {done.epoch}), with"
+        f" {done.accounts_moved} accounts that have money: {state}"
+    )

@@ -1,15 +1,18 @@
-"""`duohuo route`: where users' calls go."""
+"""`duohuo route`: where users' calls go, and how to have them go elsewhere."""
+
+from typing import Annotated
 
 import typer
 
 from ops.arguments import Payee, state_of
-from ops.output import Format, Output, command, say
+from ops.output import Failure, Format, Output, command, say
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     route = typer.Typer(no_args_is_help=True, help="Where users' calls go.")
     route.command()(show)
+    route.command()(move)
     app.add_typer(route, name="route")
 
 
@@ -56,3 +59,38 @@ async def show(context: typer.Context, user: Payee, output: Output = Format.TEXT
             "copies": {center: one._asdict() for center, one in copies.items()},
         },
     )
+
+
+@command
+async def move(
+    context: typer.Context,
+    to: Annotated[str, typer.Option(help="The center that shall be home.")],
+    user: Annotated[
+        str | None, typer.Argument(help="Identifier or account id: whose slot to move.")
+    ] = None,
+    slot: Annotated[int | None, typer.Option(help="Which slot, from 0 to 4095.")] = None,
+    epoch: Annotated[
+        int | None, typer.Option(help="Only if the slot is in this epoch; see route show.")
+    ] = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Give a user's slot to another center, with all its users, while they go on.
+
+    Example: duohuo route move alice@example.com --to b
+    """
+    from duohuo.v1.operator_service_pb2 import MoveSlotRequest, MoveSlotResponse
+    from ops.client import ask_some_operator
+    from ops.plain import plain
+    from ops.route import moved
+
+    if (user is None) == (slot is None):
+        raise Failure(
+            "either a user or --slot must be given", advice="See duohuo route move --help"
+        )
+    request = MoveSlotRequest(home=to, epoch=epoch)
+    if user is None:
+        request.slot = slot or 0
+    else:
+        request.user = user
+    done = await ask_some_operator(state_of(context), "MoveSlot", request, MoveSlotResponse)
+    say(output, moved(done), plain(done))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -12,6 +13,7 @@ import gateway.app
 import session_svc.app
 import transfer_svc.app
 from account_svc.passwords import Passwords
+from gateway.homes import follow_homes
 from gateway.limits import Limits
 from gateway.operator import Spans
 from gateway.router import Router
@@ -22,7 +24,7 @@ from runtime.store import Store
 from runtime.token_seal import TokenSeal
 from session_svc.guard import Allowances
 from session_svc.sessions import Lifetimes
-from sync_bus import log, node
+from sync_bus import homes, log, node
 from sync_bus.bus import Bus
 from sync_bus.log import Topic
 from sync_bus.site import Site
@@ -78,6 +80,7 @@ async def build(
     wait_alive: list[Duty] = []
     if "account" in roles:
         store, bus = await _open(account_svc.app, site, outside)
+        await _place(store, site)
         accounts = account_svc.app.build(
             site,
             store,
@@ -98,6 +101,7 @@ async def build(
         wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
         store, bus = await _open(transfer_svc.app, site, outside)
+        await _place(store, site)
         transfers = transfer_svc.app.build(site, store, bus, dispatcher, outside.courier)
         duties.append(transfers.run)
         wait_alive.append(transfers.node.wait_alive)
@@ -112,6 +116,8 @@ async def build(
             outside.limits,
             outside.seal,
         )
+    if "account" not in roles and not {"gateway", "session"}.isdisjoint(roles):
+        duties.append(partial(follow_homes, site.mesh.local, site.placement))
     return Center(router, duties, wait_alive)
 
 
@@ -126,6 +132,16 @@ class _App(Protocol):
 
     @property
     def TOPICS(self) -> Sequence[Topic]: ...
+
+
+async def _place(store: Store, site: Site) -> None:
+    """Stores the first placement, once."""
+    while not await store.read(homes.is_prepared()):
+        try:
+            await store.write("place", homes.prepare(site.placement))
+        except RpcError as error:
+            _logger.warning("a new store must wait", reason=error.reason)
+            await asyncio.sleep(PREPARE_RETRY_S)
 
 
 async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:

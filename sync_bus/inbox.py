@@ -39,13 +39,21 @@ Handler = Callable[[str, LogRecord, Stamp], Unit[None]]
 """A service's effect of one record from a source center; the stamp is for entries it appends itself."""
 
 
+class NotYet(Exception):
+    """Raised by a handler for an entry that means nothing before another one has been applied."""
+
+
+NOT_YET = NotYet.__name__
+
+
 class Outcome(Enum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"
     GAP = "gap"
     PARKED = "parked"
     HELD = "held"
-    """Not now: a snapshot is being installed, or the source's present life is not known yet."""
+    """Not now: a snapshot is being installed, the source's present life is not known yet, or another entry
+    must come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,10 @@ def apply(
         outcome = _turn(cursor, arrival.entry)
         if cursor is not None and outcome is Outcome.APPLIED:
             outcome = yield from _apply_next(source, arrival, handler)
-            cursor.seq, cursor.moved = arrival.entry.seq, cursor.moved + 1
+            if outcome is Outcome.HELD:
+                cursor.held = True
+            else:
+                cursor.seq, cursor.moved = arrival.entry.seq, cursor.moved + 1
             if outcome is Outcome.APPLIED:
                 cursor.hlc = max(cursor.hlc, arrival.record.hlc)
         outcomes.append(outcome)
@@ -148,6 +159,8 @@ def _apply_next(source: str, arrival: Arrival, handler: Handler) -> Unit[Outcome
     reason = yield from attempt(source, arrival, handler)
     if not reason:
         return Outcome.APPLIED
+    if reason == NOT_YET:
+        return Outcome.HELD
     yield from query(
         "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)",
         source,

@@ -113,11 +113,13 @@ def ahead(source: str) -> Unit[list[Parked]]:
 def retry(
     role: str, here: str, who: str, parked: Parked, arrival: Arrival, handler: Handler
 ) -> Unit[Action | None]:
-    """Applies an entry out of order. None if it is no longer parked."""
+    """Applies an entry out of order. None if it is no longer parked, or others must come first."""
     present = yield from _present(parked)
     if present is None:
         return None
     reason = yield from inbox.attempt(parked.source, arrival, handler)
+    if reason == inbox.NOT_YET:
+        return None
     if reason:
         yield from query(
             "UPDATE parked SET reason = ? WHERE source = ? AND topic = ? AND seq = ?",

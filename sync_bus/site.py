@@ -35,11 +35,9 @@ class Site:
     def clock(self) -> Clock:
         return self.stamps.clock
 
-    def is_home(self, slot: int) -> bool:
-        return self.placement.home(slot) == self.here
-
     def home_of(self, account: str) -> str:
-        """The home center of an account id. Raises RpcError if it is no account id."""
+        """The home center of an account id, as far as this process knows. Raises RpcError if it is no
+        account id."""
         return self.placement.home(self.slot_of(account))
 
     def slot_of(self, account: str) -> int:
@@ -48,17 +46,6 @@ class Site:
         if slot is None:
             raise invalid("account_id", "is not an account id")
         return slot
-
-    def require_home(self, slot: int) -> None:
-        """Raises WRONG_HOME, naming the right one, unless this center is home of the slot."""
-        home = self.placement.home(slot)
-        if home != self.here:
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                "WRONG_HOME",
-                f"center {self.here} is not home of slot {slot}",
-                details={"home": home, "epoch": str(self.placement.epoch)},
-            )
 
     def require_believable_clock(self) -> None:
         """Raises CLOCK_WRONG while this center's clock is so wrong that the others would not believe

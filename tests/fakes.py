@@ -21,7 +21,7 @@ from runtime.mesh import IN_A_ROW, Mesh
 from runtime.placement import SLOTS, Placement
 from runtime.store import SqliteStore, Unit, in_place, run_batch
 from runtime.token_seal import TokenSeal
-from sync_bus import inbox, log, node
+from sync_bus import homes, inbox, log, node
 from sync_bus.log import Stamp, Stamps, Topic
 from sync_bus.site import Site
 from transfer_svc.courier import Mail, Undelivered
@@ -222,6 +222,7 @@ async def temporary_store(
     disk: FakeDisk | None = None,
     *,
     alive: bool = True,
+    first: Placement | None = None,
 ) -> AsyncIterator[SqliteStore]:
     """The real store with a log and an inbox, in memory and without a thread; one that is not alive is as
     empty as a new disk."""
@@ -241,6 +242,9 @@ async def temporary_store(
     store = SqliteStore(hop, connection, copied, in_place)
     try:
         await store.write("prepare", node.prepare(topics, peers))
+        if "first_home" in schema:
+            first = first or placement(*sorted({"a", "b", *peers}))
+            await store.write("place", homes.prepare(first))
         if alive:
             await store.write("begin life", log.begin_life(GENERATION, {}))
             for peer in peers:

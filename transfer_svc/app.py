@@ -2,11 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from runtime.dispatcher import Dispatcher
-from runtime.store import Store
-from sync_bus import audit
+from runtime.store import Store, Unit
+from sync_bus import audit, homes
 from sync_bus.bus import Bus
+from sync_bus.handover import HandoverServicer
+from sync_bus.homes import Homes
+from sync_bus.log import Stamp
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
 from transfer_svc import (
@@ -17,6 +21,7 @@ from transfer_svc import (
     histories,
     holds,
     ledger,
+    moving,
     notifications,
     refusals,
     transfers,
@@ -32,7 +37,7 @@ from transfer_svc.payees import Payees
 from transfer_svc.service import TransferService
 
 ROLE = "transfer"
-SCHEMA = "".join(
+SCHEMA = homes.SCHEMA + "".join(
     part.SCHEMA
     for part in (
         ledger,
@@ -55,6 +60,7 @@ class TransferNode:
     service lives."""
 
     node: ServiceNode
+    homes: Homes
     queue: dispatch.QueueWorker
     expiry: HoldExpiry
     notifier: Notifier
@@ -63,16 +69,37 @@ class TransferNode:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             await self.node.wait_alive()
+            tasks.create_task(self.homes.run())
             tasks.create_task(self.queue.run())
             tasks.create_task(self.expiry.run())
             tasks.create_task(self.notifier.run())
+
+
+def slots_of(site: Site, database: Store) -> Homes:
+    """The slots of this service."""
+
+    def move_in(slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
+        return Inbound(site, slots).move_in(slot, epoch, source, stamp)
+
+    slots = Homes(
+        ROLE,
+        ledger.LEDGER,
+        site,
+        database,
+        partial(moving.move_out, site.here),
+        move_in,
+        lambda: Inbound(site, slots).unanswered(),
+        lambda: Inbound(site, slots).answer(),
+    )
+    return slots
 
 
 def build(
     site: Site, database: Store, bus: Bus, dispatcher: Dispatcher, courier: Courier
 ) -> TransferNode:
     """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
-    inbound = Inbound(site)
+    slots = slots_of(site, database)
+    inbound = Inbound(site, slots)
     node = ServiceNode(
         ROLE,
         TOPICS,
@@ -91,16 +118,21 @@ def build(
         payees,
         lambda source: node.current_ms(source, ledger.LEDGER),
         queue.notice,
+        slots,
     )
-    held = HoldService(site, database, payees, service.settled)
+    slots.on_change = queue.homes_changed
+    held = HoldService(site, database, payees, service.settled, slots)
     dispatcher.add("duohuo.v1.TransferService", service, held, refusal=node.refusal)
     dispatcher.add(
         "duohuo.internal.v1.TransferPeerService",
         service,
-        ControlService(site, database),
+        ControlService(site, database, slots),
+        HandoverServicer((ledger.LEDGER,), site, database, slots),
         DeadLetters(site, database),
         histories.Histories(database),
         *node.servicers,
         refusal=node.refusal,
     )
-    return TransferNode(node, queue, HoldExpiry(site, database), Notifier(site, database, courier))
+    return TransferNode(
+        node, slots, queue, HoldExpiry(site, database), Notifier(site, database, courier)
+    )

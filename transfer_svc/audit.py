@@ -8,11 +8,12 @@ from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import LedgerSum, TransitFact, Violation
 from runtime.clock import timestamp
 from runtime.store import Store, Unit, query
-from sync_bus import inbox, log
+from sync_bus import homes, inbox, log
 from sync_bus.facts import digests
 from sync_bus.log import Topic
 from sync_bus.site import Site
 from transfer_svc import applications, holds, invariants, ledger, notifications, transfers
+from transfer_svc.moving import move_id
 
 TRANSITS_MAX = 1000
 VIOLATIONS_MAX = 100
@@ -82,6 +83,7 @@ class Audit:
         """What is on its way from here, the oldest first."""
         now_ms = self.site.clock.wall_ms()
         rows = yield from transfers.in_transit(self.site.here, limit)
+        moving = yield from homes.in_progress(self.site.here)
         waits_for = {}
         for peer in {row.payee_home for row in rows}:
             waits_for[peer] = yield from self._waits_for(peer)
@@ -96,6 +98,13 @@ class Audit:
                 waits_for=waits_for[row.payee_home],
             )
             for row in rows
+        ] + [
+            TransitFact(
+                transfer_id=move_id(one.slot, one.epoch),
+                payee_home=one.home,
+                waits_for=f"center {one.home}, to take over slot {one.slot}",
+            )
+            for one in moving
         ]
 
     def _waits_for(self, peer: str) -> Unit[str]:

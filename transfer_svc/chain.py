@@ -92,16 +92,18 @@ def link_on(
 _ENTRY = ", ".join(f"e.{name}" for name in EntryFields._fields)
 
 
-def last(account_id: str) -> Unit[Last]:
-    """The end of an account's chain. Raises LedgerDamaged if the last entry is not what was posted."""
+def last(account_id: str, center: str) -> Unit[Last]:
+    """The end of an account's chain, in a center's books. Raises LedgerDamaged if the last entry is not
+    what was posted."""
     rows = yield from query(
         f"SELECT a.balance, a.last_number, a.head, a.currency, p.hash, {_ENTRY}"  # noqa: S608 - constant names
         " FROM ledger_account a"
         " LEFT JOIN entry e ON e.account_id = a.account_id AND e.number = a.last_number"
         " LEFT JOIN entry p ON p.account_id = a.account_id AND p.number = a.last_number - 1"
-        " WHERE a.account_id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
+        " WHERE a.account_id = ?1 AND a.center = ?2 AND NOT EXISTS (SELECT 1 FROM entry"
         " WHERE entry.account_id = ?1 AND entry.number > a.last_number)",
         account_id,
+        center,
     )
     if not rows:
         raise LedgerDamaged(account_id)
@@ -139,7 +141,7 @@ def entry_proven(row: Row) -> Unit[bool | None]:
 
 def account_proven(row: Row) -> Unit[bool | None]:
     """Does an account's row fit the entry that it names as its last? None if that one is not here."""
-    account_id, _, balance, last_number, *_, head = row
+    account_id, _, _, balance, last_number, *_, head = row
     rows = yield from query(
         "SELECT balance_after, hash FROM entry WHERE account_id = ? AND number = ?",
         account_id,

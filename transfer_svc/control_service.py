@@ -9,6 +9,7 @@ from duohuo.v1.operator_service_pb2 import (
 from runtime.dispatcher import Incoming
 from runtime.errors import invalid
 from runtime.store import Store, Unit
+from sync_bus.homes import Homes
 from sync_bus.site import Site
 from transfer_svc import controls, rules
 from transfer_svc.controls import Change
@@ -17,15 +18,18 @@ from transfer_svc.controls import Change
 class ControlService:
     """Serves ChangeControl and GetControl, as the home of the account alone."""
 
-    def __init__(self, site: Site, database: Store) -> None:
+    def __init__(self, site: Site, database: Store, slots: Homes) -> None:
+        self._homes = slots
         self._site = site
         self._store = database
 
     async def ChangeControl(
         self, request: ChangeControlRequest, incoming: Incoming
     ) -> AccountControlChange:
-        self._site.require_home(self._site.slot_of(request.account_id))
-        change = await self._store.write("change control", self._change(request, incoming.operator))
+        unit = self._homes.acting(
+            self._site.slot_of(request.account_id), self._change(request, incoming.operator)
+        )
+        change = await self._store.write("change control", unit)
         if change.refused:
             raise rules.refusal(change.refused)
         paid = await self._paid_today(request.account_id)
@@ -35,7 +39,7 @@ class ControlService:
         )
 
     async def GetControl(self, request: GetControlRequest, _incoming: Incoming) -> AccountControl:
-        self._site.require_home(self._site.slot_of(request.account_id))
+        await self._homes.require(self._site.slot_of(request.account_id))
         control = await self._store.read(controls.find(request.account_id))
         return control.message(self._site.here, await self._paid_today(request.account_id))
 

@@ -1,7 +1,8 @@
 """What operators allow an account: open, frozen or closed; limits per transfer and per day.
 
 An account without a row is open and has no limits. Its home alone changes and obeys them; other centers
-hold copies, for a home that lost its disk, and for the next one. `center` is the home.
+hold copies, for a home that lost its disk, and for the next one. `center` was home when it was changed; the
+last change counts.
 """
 
 from typing import NamedTuple
@@ -24,11 +25,12 @@ from transfer_svc.states import ACCOUNT
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS account_control (
-  account_id TEXT NOT NULL PRIMARY KEY,
+  account_id TEXT NOT NULL,
   status INTEGER NOT NULL CHECK (status BETWEEN {ACCOUNT_STATUS_OPEN} AND {ACCOUNT_STATUS_CLOSED}),
   per_transfer_max INTEGER NOT NULL CHECK (per_transfer_max >= 0),
   per_day_max INTEGER NOT NULL CHECK (per_day_max >= 0),
-  number INTEGER NOT NULL, center TEXT NOT NULL) STRICT, WITHOUT ROWID;
+  number INTEGER NOT NULL, center TEXT NOT NULL,
+  PRIMARY KEY (account_id, center)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS transfer_left ON transfer (payer_account_id, create_ms)
   WHERE state IN (2, 3);
 """
@@ -75,7 +77,7 @@ def find(account_id: str) -> Unit[Control]:
     """What an account is allowed."""
     rows = yield from query(
         "SELECT account_id, status, per_transfer_max, per_day_max, number, center"
-        " FROM account_control WHERE account_id = ?",
+        " FROM account_control WHERE account_id = ? ORDER BY number DESC LIMIT 1",
         account_id,
     )
     return Control(*rows[0]) if rows else Control(account_id)
@@ -213,8 +215,9 @@ def _change(center: str, before: Control, after: Control, who: str, stamp: Stamp
 
 def _store(control: Control) -> Unit[None]:
     yield from query(
-        "INSERT INTO account_control VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
-        " SET status = excluded.status, per_transfer_max = excluded.per_transfer_max,"
+        "INSERT INTO account_control VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (account_id, center) DO UPDATE SET status = excluded.status,"
+        " per_transfer_max = excluded.per_transfer_max,"
         " per_day_max = excluded.per_day_max, number = excluded.number"
         " WHERE excluded.number > number",
         *control,

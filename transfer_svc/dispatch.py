@@ -31,6 +31,7 @@ from duohuo.v1.transfer_service_pb2 import (
 from runtime import telemetry
 from runtime.endpoint import ask
 from runtime.errors import RpcError
+from runtime.home_calls import WRONG_HOME, named_home
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store, Unit
@@ -97,20 +98,34 @@ class QueueWorker:
         self._site = site
         self._store = database
         self._lanes = {home: Lane(home) for home in (site.here, *site.mesh.peers)}
+        self._homes_changed = Signal()
         site.mesh.on_change(self._on_change)
+
+    def homes_changed(self) -> None:
+        """Slots have other homes than before; those who wait stand in the wrong lines."""
+        self._homes_changed.notify()
 
     def notice(self, payer_account_id: str) -> None:
         """Something of this payer's has entered the queue, or should be asked for now."""
         self._lanes[self._site.home_of(payer_account_id)].changed.notify()
 
     async def run(self) -> None:
-        await self._line_up()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_lines())
             for lane in self._lanes.values():
                 tasks.create_task(self._work(lane))
 
+    async def _keep_lines(self) -> None:
+        while True:
+            changed = self._homes_changed.next()
+            await self._line_up()
+            for lane in self._lanes.values():
+                lane.changed.notify()
+            await self._homes_changed.wait(changed)
+
     async def _line_up(self) -> None:
-        """Puts into the queue what has come back from other centers after the loss of this one's disk."""
+        """Puts into the queue what has come back from other centers after the loss of this one's disk, and
+        into another line what has got another home."""
         here = self._site.here
         with self._store.frozen() as frozen:
             strays = await frozen.read(applications.strays(here, self._site.home_of))
@@ -211,6 +226,10 @@ class QueueWorker:
                 )
             except RpcError as error:
                 telemetry.annotate({"duohuo.reason": error.reason})
+                if error.reason == WRONG_HOME:
+                    slot = self._site.slot_of(application.payer_account_id)
+                    named_home(error, slot, self._site.placement)
+                    self.homes_changed()
                 await self._note(lane.home, application, begin_ms, error)
                 return
             result = answer.result

@@ -20,6 +20,7 @@ from runtime.endpoint import HOME
 from runtime.errors import RpcError
 from runtime.signal import Signal
 from runtime.store import Store
+from sync_bus.homes import Homes
 from sync_bus.site import Site
 from transfer_svc import holds, reservations, rules
 from transfer_svc.holds import HoldRow
@@ -41,7 +42,10 @@ class HoldService:
     `settled` waits for a debited transfer as Transfer does.
     """
 
-    def __init__(self, site: Site, database: Store, payees: Payees, settled: Settled) -> None:
+    def __init__(
+        self, site: Site, database: Store, payees: Payees, settled: Settled, slots: Homes
+    ) -> None:
+        self._homes = slots
         self._site = site
         self._store = database
         self._payees = payees
@@ -49,7 +53,7 @@ class HoldService:
 
     async def ReserveFunds(self, request: ReserveFundsRequest, incoming: Incoming) -> Hold:
         rules.check_reserve(request)
-        self._site.require_home(self._site.slot_of(request.payer_account_id))
+        await self._homes.require(self._site.slot_of(request.payer_account_id))
         hold = await self._store.read(holds.find(request.payer_account_id, request.hold_id))
         if hold is None:
             hold = await self._reserve(request)
@@ -66,7 +70,8 @@ class HoldService:
         rules.check_capture(request)
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
         payer, body_hash = request.payer_account_id, rules.capture_hash(request)
-        self._site.require_home(self._site.slot_of(payer))
+        slot = self._site.slot_of(payer)
+        await self._homes.require(slot)
         hold = await self._store.read(holds.find(payer, request.hold_id))
         if hold is None or hold.state == HOLD_STATE_REFUSED:
             raise rules.refusal("HOLD_NOT_FOUND")
@@ -77,11 +82,10 @@ class HoldService:
             request.hold_id,
             request.transfer_id,
             wanted if request.HasField("amount") else None,
-            self._site.home_of(hold.payee_account_id),
             body_hash,
             self._site.stamps.now(),
         )
-        captured = await self._store.write("capture hold", unit)
+        captured = await self._store.write("capture hold", self._homes.acting(slot, unit))
         transfer = captured.transfer
         if transfer is None or captured.hold is None:
             raise rules.refusal(captured.refused)
@@ -95,10 +99,10 @@ class HoldService:
 
     async def ReleaseHold(self, request: ReleaseHoldRequest, incoming: Incoming) -> Hold:
         rules.check_client_made("hold_id", request.hold_id)
-        self._site.require_home(self._site.slot_of(request.payer_account_id))
-        unit = reservations.release(
+        release = reservations.release(
             request.payer_account_id, request.hold_id, self._site.stamps.now()
         )
+        unit = self._homes.acting(self._site.slot_of(request.payer_account_id), release)
         hold: HoldRow | None = await self._store.write("release hold", unit)
         if hold is None or hold.state != HOLD_STATE_RELEASED:
             raise rules.refusal(reservations.ended(hold))
@@ -117,17 +121,11 @@ class HoldService:
             request.memo,
             rules.body_hash(request),
         )
-        payee_home = self._site.home_of(payee) if payee else self._site.here
         unit = reservations.reserve(
-            self._site.here,
-            request.hold_id,
-            order,
-            payee_home,
-            refused,
-            expire_ms,
-            self._site.stamps.now(),
+            self._site.here, request.hold_id, order, refused, expire_ms, self._site.stamps.now()
         )
-        return await self._store.write("reserve funds", unit)
+        slot = self._site.slot_of(request.payer_account_id)
+        return await self._store.write("reserve funds", self._homes.acting(slot, unit))
 
     async def _payee(self, request: ReserveFundsRequest) -> tuple[str, str]:
         named = TransferRequest(payer_account_id=request.payer_account_id)

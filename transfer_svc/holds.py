@@ -6,7 +6,8 @@ it. One that has expired counts no more, whether or not that has been noted yet:
 about an account calls `expire_due` in the same unit.
 
 Other centers hold copies, so that they show available balances, and the home gets its holds back with its
-money should it lose its disk. `center` is the payer's home.
+money should it lose its disk. `center` is the payer's home. When an account moves to another center, its
+open holds end here and go on there, in rows of the slot's next epoch.
 """
 
 from typing import NamedTuple
@@ -25,18 +26,19 @@ from sync_bus import log
 from sync_bus.log import Stamp
 from transfer_svc import ledger
 from transfer_svc.rules import AMOUNT_MINOR_UNITS_MAX
-from transfer_svc.states import HoldEvent, next_hold_state
+from transfer_svc.states import HOLD_MOVED, HoldEvent, next_hold_state
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS hold (
-  payer_account_id TEXT NOT NULL, hold_id TEXT NOT NULL, body_hash BLOB NOT NULL,
+  payer_account_id TEXT NOT NULL, hold_id TEXT NOT NULL, epoch INTEGER NOT NULL,
+  body_hash BLOB NOT NULL,
   payee_account_id TEXT NOT NULL, currency TEXT NOT NULL,
   minor_units INTEGER NOT NULL CHECK (minor_units BETWEEN 1 AND {AMOUNT_MINOR_UNITS_MAX}),
   memo TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
   captured INTEGER NOT NULL CHECK (captured BETWEEN 0 AND minor_units), transfer_id TEXT NOT NULL,
   create_ms INTEGER NOT NULL, expire_ms INTEGER NOT NULL, center TEXT NOT NULL,
   CHECK ((state = {HOLD_STATE_CAPTURED}) = (captured > 0)),
-  PRIMARY KEY (payer_account_id, hold_id)) STRICT, WITHOUT ROWID;
+  PRIMARY KEY (payer_account_id, hold_id, epoch)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS hold_open ON hold (payer_account_id, expire_ms)
   WHERE state = {HOLD_STATE_HELD};
 CREATE INDEX IF NOT EXISTS hold_captured ON hold (payer_account_id, transfer_id)
@@ -48,6 +50,7 @@ CREATE INDEX IF NOT EXISTS hold_due ON hold (center, expire_ms) WHERE state = {H
 class HoldRow(NamedTuple):
     payer_account_id: str
     hold_id: str
+    epoch: int
     body_hash: bytes
     payee_account_id: str
     currency: str
@@ -84,7 +87,8 @@ _COLUMNS = ", ".join(HoldRow._fields)
 
 def find(payer_account_id: str, hold_id: str) -> Unit[HoldRow | None]:
     rows = yield from query(
-        f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id = ? AND hold_id = ?",  # noqa: S608 - constant names
+        f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id = ? AND hold_id = ?"  # noqa: S608 - constant names
+        " ORDER BY epoch DESC LIMIT 1",
         payer_account_id,
         hold_id,
     )
@@ -125,7 +129,7 @@ def add(row: HoldRow, stamp: Stamp) -> Unit[None]:
     """Stores a new hold, or that it was refused. Raises NotCovered if there is not so much."""
     account = None
     if row.state == HOLD_STATE_HELD:
-        account = yield from ledger.hold_back(row.payer_account_id, row.minor_units)
+        account = yield from ledger.hold_back(row.center, row.payer_account_id, row.minor_units)
     yield from _insert(row)
     yield from _tell(row, account, stamp)
 
@@ -141,10 +145,37 @@ def end(
     if state == row.state:
         return row
     row = row._replace(state=state, captured=captured, transfer_id=transfer_id)
-    account = yield from ledger.hold_back(row.payer_account_id, -row.minor_units)
+    account = yield from ledger.hold_back(row.center, row.payer_account_id, -row.minor_units)
     yield from _update(row)
     yield from _tell(row, account, stamp)
     return row
+
+
+def open_of(payer_account_id: str, center: str) -> Unit[list[HoldRow]]:
+    """What keeps money of an account back at a center."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id = ? AND state = 2 AND center = ?"  # noqa: S608 - constant names
+        " ORDER BY hold_id",
+        payer_account_id,
+        center,
+    )
+    return [HoldRow(*row) for row in rows]
+
+
+def moved_from(slot: str, epoch: int, center: str) -> Unit[list[HoldRow]]:
+    """The holds that left a center with their slot before an epoch of it."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM hold WHERE payer_account_id > ?1 AND payer_account_id < ?2"  # noqa: S608 - constant names
+        " AND state = ?3 AND center = ?4 AND epoch < ?5 AND NOT EXISTS (SELECT 1 FROM hold later"
+        " WHERE later.payer_account_id = hold.payer_account_id AND later.hold_id = hold.hold_id"
+        " AND later.epoch > hold.epoch) ORDER BY payer_account_id, hold_id",
+        f"u{slot}-",
+        f"u{slot}.",
+        HOLD_MOVED,
+        center,
+        epoch,
+    )
+    return [HoldRow(*row) for row in rows]
 
 
 def expire_due(payer_account_id: str, stamp: Stamp) -> Unit[None]:
@@ -187,6 +218,7 @@ def copy(center: str, changed: HoldChanged) -> Unit[None]:
     row = HoldRow(
         changed.payer_account_id,
         changed.hold_id,
+        changed.epoch,
         changed.body_hash,
         changed.payee_account_id,
         changed.currency_code,
@@ -211,7 +243,8 @@ def unequal(limit: int) -> Unit[list[tuple[str, int, int]]]:
     """Accounts that keep back something else than their open holds say: (account, kept, holds' sum)."""
     rows = yield from query(
         "SELECT account_id, held, coalesce((SELECT sum(minor_units) FROM hold"
-        " WHERE payer_account_id = account_id AND state = 2), 0) AS sum FROM ledger_account"
+        " WHERE payer_account_id = account_id AND state = 2"
+        " AND hold.center = ledger_account.center), 0) AS sum FROM ledger_account"
         " WHERE held <> sum LIMIT ?",
         limit,
     )
@@ -221,7 +254,7 @@ def unequal(limit: int) -> Unit[list[tuple[str, int, int]]]:
 def _insert(row: HoldRow) -> Unit[None]:
     """Stores a hold; a copy that is here already, perhaps ended, stays."""
     yield from query(
-        "INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         *row,
     )
 
@@ -230,12 +263,13 @@ def _update(row: HoldRow) -> Unit[None]:
     """An open hold has ended."""
     yield from query(
         "UPDATE hold SET state = ?, captured = ?, transfer_id = ?"
-        " WHERE payer_account_id = ? AND hold_id = ? AND state = 2",
+        " WHERE payer_account_id = ? AND hold_id = ? AND epoch = ? AND state = 2",
         row.state,
         row.captured,
         row.transfer_id,
         row.payer_account_id,
         row.hold_id,
+        row.epoch,
     )
 
 
@@ -243,6 +277,7 @@ def _tell(row: HoldRow, account: Leg | None, stamp: Stamp) -> Unit[None]:
     changed = HoldChanged(
         payer_account_id=row.payer_account_id,
         hold_id=row.hold_id,
+        epoch=row.epoch,
         state=row.state,
         reason=row.reason,
         body_hash=row.body_hash,

@@ -7,12 +7,14 @@ from duohuo.internal.v1.log_pb2 import (
     LogRecord,
     Posting,
 )
-from duohuo.v1.transfer_service_pb2 import TransferState
+from duohuo.v1.transfer_service_pb2 import TRANSFER_STATE_REFUNDED, TransferState
 from runtime.ids import account_slot
 from runtime.store import Unit
+from sync_bus import homes
+from sync_bus.homes import Homes
 from sync_bus.log import Stamp
 from sync_bus.site import Site
-from transfer_svc import applications, controls, holds, ledger, notifications, transfers
+from transfer_svc import applications, controls, holds, ledger, moving, notifications, transfers
 from transfer_svc.states import TransferEvent, decision_of
 
 RECONCILED_AT_ONCE_MAX = 200
@@ -21,14 +23,18 @@ RECONCILED_AT_ONCE_MAX = 200
 class Inbound:
     """Applies records as the home center of some accounts."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, slots: Homes) -> None:
         self._site = site
+        self._homes = slots
 
     def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
         """Raises ValueError for a record of an account that is not at home at its source."""
+        if (yield from self._homes.apply(source, record, stamp)):
+            return
         for account_id in _written(record):
-            if account_slot(account_id) is not None and self._site.home_of(account_id) != source:
-                raise ValueError("an account of another home")
+            slot = account_slot(account_id)
+            if slot is not None:
+                yield from homes.require_speaks(source, ledger.LEDGER.name, slot)
         match record.WhichOneof("body"):
             case "posting":
                 posting = record.posting
@@ -38,9 +44,9 @@ class Inbound:
                     payer, transfer_id = posting.payer_account_id, posting.transfer_id
                     here, body_hash = self._site.here, posting.body_hash
                     yield from applications.touch(payer, transfer_id, body_hash, here)
-                if posting.kind == POSTING_KIND_DEBIT and self._receives(posting):
+                if posting.kind == POSTING_KIND_DEBIT and (yield from self._receives(posting)):
                     yield from transfers.credit(self._site.here, source, posting, stamp)
-                if posting.kind == POSTING_KIND_CREDIT and self._is_home(posting.payer_account_id):
+                if posting.kind == POSTING_KIND_CREDIT and posting.other_home == self._site.here:
                     yield from self._settle(
                         posting.payer_account_id,
                         posting.transfer_id,
@@ -51,7 +57,7 @@ class Inbound:
             case "credit_refused":
                 refused = record.credit_refused
                 yield from transfers.copy_refused(source, refused, record.time_ms)
-                if self._is_home(refused.payer_account_id):
+                if refused.payer_home == self._site.here:
                     yield from self._settle(
                         refused.payer_account_id,
                         refused.transfer_id,
@@ -62,6 +68,8 @@ class Inbound:
             case "transfer_settled":
                 settled = record.transfer_settled
                 yield from transfers.copy_settled(source, settled)
+                if settled.state == TRANSFER_STATE_REFUNDED:
+                    yield from self._refund(settled.payer_account_id, settled.transfer_id, stamp)
                 yield from self._follow(
                     settled.payer_account_id,
                     settled.transfer_id,
@@ -87,9 +95,7 @@ class Inbound:
             return (yield from notifications.of_restored(here, stamp, RECONCILED_AT_ONCE_MAX))
         if topic != ledger.LEDGER.name:
             return 0
-        debits = yield from transfers.uncredited(source, here, RECONCILED_AT_ONCE_MAX)
-        for debit in debits:
-            yield from transfers.credit(here, source, debit, stamp)
+        credited = yield from self._answer(source, stamp)
         answered = yield from transfers.unsettled(source, here, RECONCILED_AT_ONCE_MAX)
         for payer, transfer_id, reason in answered:
             event = TransferEvent.REFUSED if reason else TransferEvent.CREDITED
@@ -98,18 +104,69 @@ class Inbound:
         for application_id, state, reason in decided:
             decision = decision_of(state, reason)
             yield from applications.decide(application_id, decision, reason, "", stamp)
-        return len(debits) + len(answered) + len(decided)
+        return credited + len(answered) + len(decided)
 
-    def _receives(self, debit: Posting) -> bool:
+    def move_in(self, slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
+        """This center becomes home of a slot, and answers what has been left unanswered."""
+        here = self._site.here
+        moved = yield from moving.move_in(here, slot, epoch, source, stamp)
+        while (yield from self.answer()):
+            pass
+        return moved
+
+    def unanswered(self) -> Unit[bool]:
+        """Is there something for `answer`?"""
+        here = self._site.here
+        for center in (here, *self._site.mesh.peers):
+            if (yield from transfers.uncredited(center, here, 1)):
+                return True
+            if (yield from transfers.unrefunded(center, here, 1)):
+                return True
+        return False
+
+    def answer(self) -> Unit[bool]:
+        """Answers some of what others have left to this center; False if that is nothing."""
+        done = 0
+        for center in (self._site.here, *self._site.mesh.peers):
+            done += yield from self._answer(center, self._site.stamps.now())
+        return done > 0
+
+    def _answer(self, source: str, stamp: Stamp) -> Unit[int]:
+        """Credits, or gives back, some of what a source's debits have left to this center to do."""
+        here = self._site.here
+        debits = yield from transfers.uncredited(source, here, RECONCILED_AT_ONCE_MAX)
+        for debit in debits:
+            yield from transfers.credit(here, source, debit, stamp)
+            if source == here:
+                yield from self._settle_own(debit, stamp)
+        refused = yield from transfers.unrefunded(source, here, RECONCILED_AT_ONCE_MAX)
+        for row in refused:
+            yield from transfers.refund(here, row, stamp)
+        return len(debits) + len(refused)
+
+    def _settle_own(self, debit: Posting, stamp: Stamp) -> Unit[None]:
+        """A debit of this center's own, that it has answered itself."""
+        reason = yield from transfers.received_reason(debit.payer_account_id, debit.transfer_id)
+        event = TransferEvent.REFUSED if reason else TransferEvent.CREDITED
+        yield from self._settle(debit.payer_account_id, debit.transfer_id, event, reason, stamp)
+
+    def _refund(self, payer: str, transfer_id: str, stamp: Stamp) -> Unit[None]:
+        if (yield from self._is_home(payer)):
+            row = yield from transfers.find(payer, transfer_id)
+            assert row is not None  # noqa: S101 - copied in this unit
+            yield from transfers.refund(self._site.here, row, stamp)
+
+    def _receives(self, debit: Posting) -> Unit[bool]:
         """Must this center credit or refuse it? Nobody is home of a payee that is no account: then it
         is refused where it was sent, so that the payer gets it back."""
         payee = debit.payee_account_id
         if account_slot(payee) is None:
             return debit.other_home == self._site.here
-        return self._is_home(payee)
+        return (yield from self._is_home(payee))
 
-    def _is_home(self, account_id: str) -> bool:
-        return self._site.home_of(account_id) == self._site.here
+    def _is_home(self, account_id: str) -> Unit[bool]:
+        slot = account_slot(account_id)
+        return slot is not None and (yield from homes.acts_for(self._site.here, slot))
 
     def _settle(
         self, payer: str, transfer_id: str, event: TransferEvent, reason: str, stamp: Stamp

@@ -15,6 +15,8 @@ from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_CREDIT,
     POSTING_KIND_DEBIT,
     POSTING_KIND_DEPOSIT,
+    POSTING_KIND_MOVE_IN,
+    POSTING_KIND_MOVE_OUT,
     POSTING_KIND_REFUND,
     POSTING_KIND_TRANSFER,
     PostingKind,
@@ -28,14 +30,22 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferState,
 )
 from runtime.store import Row, Unit, query
-from sync_bus import inbox
+from sync_bus import homes, inbox
 from transfer_svc.chain import START, EntryFields, beginning, link_on
 
 PAGE_ROWS = 2000
 VIOLATIONS_MAX = 100
 """So many of each kind are named."""
 _NUMBER_MAX = 2**63 - 1
+_MOVES = (POSTING_KIND_MOVE_OUT, POSTING_KIND_MOVE_IN)
 _ENTRY = ", ".join(EntryFields._fields)
+_PAYEE_SLOT = homes.SLOT_OF.format("t.payee_account_id")
+_NEVER_MOVED = f"NOT EXISTS (SELECT 1 FROM handover WHERE slot = {_PAYEE_SLOT})"  # noqa: S608 - constant names
+_WAS_HOME = (
+    "EXISTS (SELECT 1 FROM slot_home LEFT JOIN handover USING (slot)"  # noqa: S608 - constant names
+    f" WHERE slot = {_PAYEE_SLOT} AND r.center IN (slot_home.home, handover.home, handover.source))"
+)
+_IS_HOME = f"EXISTS (SELECT 1 FROM slot_home WHERE slot = {_PAYEE_SLOT} AND home = ?1 AND acts)"  # noqa: S608 - as above
 _USER = "account_id NOT LIKE '%.%'"
 
 
@@ -68,7 +78,52 @@ def violations(here: str, peers: Sequence[str]) -> Unit[list[Violation]]:
     if not incomplete and ledger.booked != (yield from _ordered(here)):
         found += yield from _not_as_ordered(here)
     found += yield from _answers(here, incomplete)
+    if not incomplete:
+        found += yield from _left_behind(here)
+        found += yield from _not_given_back(here)
     return found
+
+
+def _not_given_back(here: str) -> Unit[list[Violation]]:
+    """Refunds that this center has decided, as home of the payer ever since, and not booked."""
+    rows = yield from query(
+        "SELECT payer_account_id, transfer_id, t.minor_units FROM transfer t"  # noqa: S608 - constant names
+        " LEFT JOIN refunded r USING (payer_account_id, transfer_id)"
+        f" WHERE t.center = ? AND t.state = {TRANSFER_STATE_REFUNDED} AND r.center IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM handover"
+        f" WHERE slot = {homes.SLOT_OF.format('t.payer_account_id')}) LIMIT ?",
+        here,
+        VIOLATIONS_MAX,
+    )
+    return [
+        Violation(
+            invariant="CONSERVE",
+            center=here,
+            account_id=payer,
+            transfer_id=transfer_id,
+            what=f"refund of {minor_units}: 0 booked, 1 ordered",
+        )
+        for payer, transfer_id, minor_units in rows
+    ]
+
+
+def _left_behind(here: str) -> Unit[list[Violation]]:
+    """Money of an account that has gone on at another center."""
+    rows = yield from query(
+        "SELECT account_id, center, balance FROM ledger_account WHERE balance <> 0 AND EXISTS ("
+        "SELECT 1 FROM ledger_account later WHERE later.account_id = ledger_account.account_id"
+        " AND later.last_number > ledger_account.last_number) LIMIT ?",
+        VIOLATIONS_MAX,
+    )
+    return [
+        Violation(
+            invariant="FENCE",
+            center=here,
+            account_id=account_id,
+            what=f"center {center} still has {balance} of an account that went on elsewhere",
+        )
+        for account_id, center, balance in rows
+    ]
 
 
 class _Ledger:
@@ -90,8 +145,10 @@ class _Ledger:
         after = ""
         while True:
             rows = yield from query(
-                "SELECT account_id, currency, balance, last_number, center, head FROM ledger_account"
-                " WHERE account_id > ? ORDER BY account_id LIMIT ?",
+                # Of an account's rows, max() has SQLite take the one with the latest entry.
+                "SELECT account_id, currency, balance, max(last_number), center, head"
+                " FROM ledger_account WHERE account_id > ? GROUP BY account_id"
+                " ORDER BY account_id LIMIT ?",
                 after,
                 PAGE_ROWS,
             )
@@ -145,7 +202,7 @@ class _Ledger:
         for row in rows:
             account_id, _, center, kind, transfer_id, minor_units, _, _, _, _, _ = row
             unbalanced += hash((center, transfer_id, kind)) * minor_units
-            if user and center == here:
+            if user and center == here and kind not in _MOVES:
                 booked += _fingerprint(account_id, transfer_id, kind, minor_units)
         self.booked, self.unbalanced = booked, unbalanced
 
@@ -187,7 +244,9 @@ class _Chain:
         self._balance = 0
         self._hash = START
         self._broken = False
-        self._overdrawn = account.account_id.find(".") >= 0  # system accounts may be below zero
+        self._is_user = "." not in account.account_id
+        self._moved_out = 0
+        self._overdrawn = not self._is_user  # system accounts may be below zero
 
     def follow(self, rows: Sequence[Row]) -> Iterator[Wrong]:
         """The first entry that is not what was posted, and the first overdraft."""
@@ -218,6 +277,10 @@ class _Chain:
                 self._broken = True
                 yield self._first_bad(row, number, balance)
             number, balance, previous = this_number, after, this
+            if kind == POSTING_KIND_MOVE_OUT and self._is_user:
+                self._moved_out = -amount
+            elif kind == POSTING_KIND_MOVE_IN and self._is_user and amount != self._moved_out:
+                yield self._wrong("CONSERVE", row, f"{self._moved_out} left, {amount} came")
             if balance < 0 and not self._overdrawn:
                 self._overdrawn = True
                 yield self._wrong("NO-OVERDRAFT", row, f"entry {number} leaves {balance}")
@@ -300,10 +363,7 @@ def ordered(
         if not from_outside:
             moved.append((payer, transfer_id, kind, -minor_units))
         return moved
-    moved = [(payer, transfer_id, POSTING_KIND_DEBIT, -minor_units)]
-    if state == TRANSFER_STATE_REFUNDED:
-        moved.append((payer, transfer_id, POSTING_KIND_REFUND, minor_units))
-    return moved
+    return [(payer, transfer_id, POSTING_KIND_DEBIT, -minor_units)]
 
 
 def _ordered(here: str) -> Unit[int]:
@@ -324,6 +384,21 @@ def _ordered(here: str) -> Unit[int]:
         for row in rows:
             for movement in ordered(here, *row):
                 total += _fingerprint(*movement)
+    after = ("", "")
+    while rows := (
+        yield from query(
+            "SELECT r.payer_account_id, r.transfer_id, t.minor_units"
+            " FROM refunded r JOIN transfer t USING (payer_account_id, transfer_id)"
+            " WHERE (r.payer_account_id, r.transfer_id) > (?, ?) AND r.center = ?"
+            " ORDER BY r.payer_account_id, r.transfer_id LIMIT ?",
+            *after,
+            here,
+            PAGE_ROWS,
+        )
+    ):
+        after = rows[-1][:2]
+        for payer, transfer_id, minor_units in rows:
+            total += _fingerprint(payer, transfer_id, POSTING_KIND_REFUND, minor_units)
     after = ("", "")
     while rows := (
         yield from query(
@@ -354,14 +429,14 @@ def _not_as_ordered(here: str) -> Unit[list[Violation]]:
         f" THEN {POSTING_KIND_TRANSFER} ELSE {POSTING_KIND_DEBIT} END, -minor_units FROM transfer"
         f" WHERE center = ?1 AND state <> {TRANSFER_STATE_FAILED}"
         " AND payer_account_id NOT LIKE '%.%'"
-        f" UNION ALL SELECT payer_account_id, transfer_id, {POSTING_KIND_REFUND}, minor_units"
-        f" FROM transfer WHERE center = ?1 AND payee_home <> ?1 AND state = {TRANSFER_STATE_REFUNDED}"
+        f" UNION ALL SELECT payer_account_id, transfer_id, {POSTING_KIND_REFUND}, t.minor_units"
+        " FROM refunded r JOIN transfer t USING (payer_account_id, transfer_id) WHERE r.center = ?1"
         f" UNION ALL SELECT t.payee_account_id, transfer_id, {POSTING_KIND_CREDIT}, t.minor_units"
         " FROM received r JOIN transfer t USING (payer_account_id, transfer_id)"
         " WHERE r.center = ?1 AND r.reason = ''),"
         " compared AS (SELECT *, 1 AS wanted, 0 AS had FROM ordered UNION ALL"
         " SELECT account_id, transfer_id, kind, minor_units, 0, 1 FROM entry"
-        f" WHERE center = ?1 AND {_USER})"
+        f" WHERE center = ?1 AND {_USER} AND kind NOT IN {_MOVES})"
         " SELECT account_id, transfer_id, kind, minor_units, sum(wanted), sum(had) FROM compared"
         " GROUP BY account_id, transfer_id, kind, minor_units HAVING sum(wanted) <> sum(had)"
         " LIMIT ?2",
@@ -414,7 +489,8 @@ def _answers(here: str, incomplete: set[str]) -> Unit[list[Violation]]:
         " FROM transfer t LEFT JOIN received r USING (payer_account_id, transfer_id)"
         f" WHERE t.center = ?1 AND t.payee_home <> ?1 AND t.state <> {TRANSFER_STATE_FAILED} AND"
         f" t.state <> CASE WHEN r.reason IS NULL THEN {TRANSFER_STATE_DEBITED}"
-        f" WHEN r.center <> t.payee_home THEN -1 WHEN r.reason = '' THEN {TRANSFER_STATE_CREDITED}"
+        f" WHEN r.center <> t.payee_home AND NOT {_WAS_HOME} THEN -1"
+        f" WHEN r.reason = '' THEN {TRANSFER_STATE_CREDITED}"
         f" ELSE {TRANSFER_STATE_REFUNDED} END LIMIT ?2",
         here,
         VIOLATIONS_MAX,
@@ -422,15 +498,17 @@ def _answers(here: str, incomplete: set[str]) -> Unit[list[Violation]]:
     unanswered = yield from query(
         "SELECT t.payer_account_id, transfer_id, t.center"  # noqa: S608 - constant names
         " FROM transfer t LEFT JOIN received r USING (payer_account_id, transfer_id)"
-        f" WHERE t.center <> ?1 AND t.payee_home = ?1 AND t.state <> {TRANSFER_STATE_FAILED}"
-        " AND r.center IS NOT ?1 LIMIT ?2",
+        f" WHERE t.center <> ?1 AND t.state <> {TRANSFER_STATE_FAILED}"
+        f" AND CASE WHEN {_NEVER_MOVED} THEN t.payee_home = ?1 AND r.center IS NOT ?1"
+        f" ELSE t.state = {TRANSFER_STATE_DEBITED} AND r.center IS NULL AND {_IS_HOME} END LIMIT ?2",
         here,
         VIOLATIONS_MAX,
     )
     unasked = yield from query(
-        "SELECT r.payer_account_id, transfer_id, r.source, r.reason"
+        "SELECT r.payer_account_id, transfer_id, r.source, r.reason"  # noqa: S608 - constant names
         " FROM received r LEFT JOIN transfer t USING (payer_account_id, transfer_id)"
-        " WHERE r.center = ?1 AND (t.center IS NULL OR t.center <> r.source OR t.payee_home <> ?1)"
+        " WHERE r.center = ?1 AND (t.center IS NULL OR t.center <> r.source"
+        f" OR (t.payee_home <> ?1 AND NOT {_WAS_HOME}))"
         " LIMIT ?2",
         here,
         VIOLATIONS_MAX,

@@ -6,7 +6,11 @@ behind it. Nor may it go below what `holds` keep back of it. System accounts hav
 users, `transit.a.b.CNY` what is on its way between a's and b's accounts. The same tables hold the copies of
 other centers' accounts: whoever is home writes, the others copy what home wrote.
 
-Each account's entries form a hash chain (`chain`); one that does not fit takes no further entry.
+Each center that was ever home of an account has a row for it in its own books. The one with the latest
+entry counts; the others have nothing left (`moving`).
+
+Each account's entries form one hash chain (`chain`), whoever made them; one that does not fit takes no
+further entry.
 
 An amount is checked before anything is written; the CHECKs stand behind that, and keep every number, and
 every sum of them, far from what 64 bits can hold.
@@ -14,9 +18,15 @@ every sum of them, far from what 64 bits can hold.
 
 from typing import NamedTuple
 
-from duohuo.internal.v1.log_pb2 import Leg, LogRecord, Posting
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_MOVE_IN,
+    POSTING_KIND_MOVE_OUT,
+    Leg,
+    LogRecord,
+    Posting,
+)
 from runtime.store import Row, Unit, query
-from sync_bus import log
+from sync_bus import homes, log
 from sync_bus.copies import CopiedTable, columns
 from sync_bus.log import Road, Stamp, Topic
 from transfer_svc import chain, refusals
@@ -28,14 +38,15 @@ from transfer_svc.rules import (
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS ledger_account (
-  account_id TEXT NOT NULL PRIMARY KEY, currency TEXT NOT NULL,
+  account_id TEXT NOT NULL, currency TEXT NOT NULL,
   balance INTEGER NOT NULL
     CHECK (balance BETWEEN -{BOOKED_MINOR_UNITS_MAX} AND {BOOKED_MINOR_UNITS_MAX}),
   last_number INTEGER NOT NULL, center TEXT NOT NULL,
   held INTEGER NOT NULL CHECK (held >= 0), held_number INTEGER NOT NULL,
   head BLOB NOT NULL,
   CHECK (balance >= held OR account_id LIKE '%.%'),
-  CHECK (held = 0 OR account_id NOT LIKE '%.%')) STRICT, WITHOUT ROWID;
+  CHECK (held = 0 OR account_id NOT LIKE '%.%'),
+  PRIMARY KEY (account_id, center)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
   account_id TEXT NOT NULL, number INTEGER NOT NULL, center TEXT NOT NULL, kind INTEGER NOT NULL,
   transfer_id TEXT NOT NULL,
@@ -53,10 +64,10 @@ LEDGER = Topic(
     (
         CopiedTable(
             "ledger_account",
-            columns("account_id currency balance last_number center held held_number head"),
-            keys=1,
+            columns("account_id center currency balance last_number held held_number head"),
+            keys=2,
             owner="center",
-            version=lambda row: row[3] + row[6],
+            version=lambda row: row[4] + row[6],
             proven=chain.account_proven,
         ),
         CopiedTable(
@@ -88,25 +99,30 @@ LEDGER = Topic(
             keys=2,
             owner="center",
         ),
+        CopiedTable(
+            "refunded", ("payer_account_id", "transfer_id", "center"), keys=2, owner="center"
+        ),
         refusals.TABLE,
         # Of `holds`, and of `controls`.
         CopiedTable(
             "hold",
             columns(
-                "payer_account_id hold_id body_hash payee_account_id currency minor_units memo state"
-                " reason captured transfer_id create_ms expire_ms center"
+                "payer_account_id hold_id epoch body_hash payee_account_id currency minor_units memo"
+                " state reason captured transfer_id create_ms expire_ms center"
             ),
-            keys=2,
+            keys=3,
             owner="center",
-            version=lambda row: row[7],
+            version=lambda row: row[8],
         ),
         CopiedTable(
             "account_control",
-            columns("account_id status per_transfer_max per_day_max number center"),
-            keys=1,
+            columns("account_id center status per_transfer_max per_day_max number"),
+            keys=2,
             owner="center",
-            version=lambda row: row[4],
+            version=lambda row: row[5],
         ),
+        # Last: whoever has these has all that is above.
+        *homes.TABLES,
     ),
 )
 
@@ -159,22 +175,35 @@ def is_system(account_id: str) -> bool:
 
 
 def find(account_id: str) -> Unit[LedgerAccount | None]:
+    """An account, in the books of whoever wrote the latest of it."""
     rows = yield from query(
         "SELECT account_id, currency, balance, last_number, center, held, held_number"
-        " FROM ledger_account WHERE account_id = ?",
+        " FROM ledger_account WHERE account_id = ? ORDER BY last_number + held_number DESC LIMIT 1",
         account_id,
     )
     return LedgerAccount(*rows[0]) if rows else None
 
 
-def hold_back(account_id: str, minor_units: int) -> Unit[Leg]:
+def moving_balance(account: LedgerAccount) -> Unit[int]:
+    """What an account has, also while its money is on its way from one home to the next."""
+    rows = yield from query(
+        "SELECT minor_units FROM entry WHERE account_id = ? AND number = ? AND kind = ?",
+        account.account_id,
+        account.last_number,
+        POSTING_KIND_MOVE_OUT,
+    )
+    return -rows[0][0] if rows else account.balance
+
+
+def hold_back(center: str, account_id: str, minor_units: int) -> Unit[Leg]:
     """Keeps so much of an account back, or gives it back if negative. Raises NotCovered."""
     rows = yield from query(
         "UPDATE ledger_account SET held = held + ?1, held_number = held_number + 1"
-        " WHERE account_id = ?2 AND held + ?1 BETWEEN 0 AND balance"
+        " WHERE account_id = ?2 AND center = ?3 AND held + ?1 BETWEEN 0 AND balance"
         " RETURNING balance, last_number, held, held_number, head",
         minor_units,
         account_id,
+        center,
     )
     if not rows:
         raise NotCovered(account_id)
@@ -235,11 +264,11 @@ def copy(center: str, posting: Posting, time_ms: int) -> Unit[None]:
 def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
     """Repeats what an account of another center's has become; a later state that is here stays."""
     yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account_id) DO UPDATE"
-        " SET balance = excluded.balance, last_number = excluded.last_number,"
+        "INSERT INTO ledger_account VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (account_id, center) DO UPDATE SET balance = excluded.balance,"
+        " last_number = excluded.last_number,"
         " held = excluded.held, held_number = excluded.held_number, head = excluded.head"
-        " WHERE excluded.last_number + excluded.held_number > last_number + held_number"
-        " AND center = excluded.center",
+        " WHERE excluded.last_number + excluded.held_number > last_number + held_number",
         leg.account_id,
         currency,
         leg.balance_after,
@@ -252,14 +281,16 @@ def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
 
 
 def entries_before(account_id: str, number: int | None, limit: int) -> Unit[list[EntryRow]]:
-    """An account's entries, newest first, from below a number."""
+    """An account's entries, newest first, from below a number; not those of its moves between centers."""
     rows = yield from query(
         "SELECT number, transfer_id, minor_units, balance_after, counterparty, memo, time_ms"
-        " FROM entry WHERE account_id = ?1 AND (?2 IS NULL OR number < ?2)"
+        " FROM entry WHERE account_id = ?1 AND (?2 IS NULL OR number < ?2) AND kind NOT IN (?4, ?5)"
         " ORDER BY number DESC LIMIT ?3",
         account_id,
         number,
         limit,
+        POSTING_KIND_MOVE_OUT,
+        POSTING_KIND_MOVE_IN,
     )
     return [EntryRow(*row) for row in rows]
 
@@ -272,14 +303,8 @@ def _move(
     counterparty: str,
     stamp: Stamp,
 ) -> Unit[Leg]:
-    yield from query(
-        "INSERT INTO ledger_account VALUES (?, ?, 0, 0, ?, 0, 0, ?) ON CONFLICT DO NOTHING",
-        account_id,
-        posting.currency_code,
-        center,
-        chain.START,
-    )
-    last = yield from chain.last(account_id)
+    yield from _open(center, account_id, posting.currency_code)
+    last = yield from chain.last(account_id, center)
     leg = Leg(
         account_id=account_id,
         minor_units=minor_units,
@@ -290,19 +315,37 @@ def _move(
     leg.hash = chain.link(last.head, posting.currency_code, entry)
     rows = yield from query(
         "UPDATE ledger_account SET balance = balance + ?1, last_number = last_number + 1, head = ?5"
-        " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= held OR ?4)"
+        " WHERE account_id = ?2 AND currency = ?3 AND (balance + ?1 >= held OR ?4) AND center = ?6"
         " RETURNING balance, last_number, held, held_number, head",
         minor_units,
         account_id,
         posting.currency_code,
         int(is_system(account_id)),
         leg.hash,
+        center,
     )
     if not rows:
         raise NotCovered(account_id)
     leg = _leg(account_id, minor_units, rows[0])
     yield from _insert_entry(center, posting, leg, counterparty, stamp.time_ms)
     return leg
+
+
+def _open(center: str, account_id: str, currency: str) -> Unit[None]:
+    """Makes sure that a center has an account in its books, which goes on from whoever had it last."""
+    yield from query(
+        "INSERT INTO ledger_account SELECT ?1, coalesce(latest.currency, ?2), 0,"
+        " coalesce(last_number, 0), ?3, 0, coalesce(held_number, 0), coalesce(head, ?4)"
+        " FROM (SELECT 1) LEFT JOIN (SELECT * FROM ledger_account WHERE account_id = ?1"
+        " ORDER BY last_number + held_number DESC LIMIT 1) latest WHERE true"
+        " ON CONFLICT (account_id, center) DO UPDATE SET last_number = excluded.last_number,"
+        " held_number = excluded.held_number, head = excluded.head"
+        " WHERE excluded.last_number + excluded.held_number > last_number + held_number",
+        account_id,
+        currency,
+        center,
+        chain.START,
+    )
 
 
 def _leg(account_id: str, minor_units: int, row: Row) -> Leg:

@@ -38,29 +38,35 @@ class Payees:
         assert place is not None  # noqa: S101 - the request has been checked
         assert place.slot is not None  # noqa: S101 - as above
         home = self._site.placement.home(place.slot)
-        found = await self._lookup(self._site.here, user)
-        if not found and home != self._site.here:
+        answer = await self._lookup(self._site.here, user)
+        if not answer.account_id and not answer.certain:
             try:
-                found = await self._lookup(home, user)
+                answer = await self._lookup(home, user)
             except RpcError as error:
-                raise RpcError(
-                    StatusCode.UNAVAILABLE,
-                    PAYEE_HOME_UNAVAILABLE,
-                    f"only center {home}, which does not answer now, knows whether the payee exists",
-                    retry_after_ms=5000,
-                    advice="Use ApplyTransfer with the same transfer_id: it is queued and decided "
-                    "when the payee's home center is back.",
-                ) from error
+                raise _unavailable(home) from error
+        found = answer.account_id
+        if not found and not answer.certain:
+            raise _unavailable(home)
         if not found:
             return "", "PAYEE_NOT_FOUND"
         return (found, "") if found != request.payer_account_id else ("", "SELF_TRANSFER")
 
-    async def _lookup(self, center: str, user: str) -> str:
-        answer = await ask(
+    async def _lookup(self, center: str, user: str) -> LookupAccountResponse:
+        return await ask(
             self._site.mesh.at(center),
             _LOOKUP,
             LookupAccountRequest(user=user),
             LookupAccountResponse,
             PEER_TIMEOUT_S,
         )
-        return answer.account_id
+
+
+def _unavailable(home: str) -> RpcError:
+    return RpcError(
+        StatusCode.UNAVAILABLE,
+        PAYEE_HOME_UNAVAILABLE,
+        f"only center {home}, which does not answer now, knows whether the payee exists",
+        retry_after_ms=5000,
+        advice="Use ApplyTransfer with the same transfer_id: it is queued and decided "
+        "when the payee's home center is back.",
+    )

@@ -12,7 +12,9 @@ from duohuo.v1.transfer_service_pb2 import (
     HOLD_STATE_REFUSED,
     HOLD_STATE_RELEASED,
 )
+from runtime.ids import account_slot
 from runtime.store import Unit
+from sync_bus import homes
 from sync_bus.log import Stamp
 from transfer_svc import controls, holds, transfers
 from transfer_svc.holds import HoldRow
@@ -40,7 +42,6 @@ def reserve(
     center: str,
     hold_id: str,
     order: Order,
-    payee_home: str,
     refused: str,
     expire_ms: int,
     stamp: Stamp,
@@ -60,12 +61,14 @@ def reserve(
         control = yield from controls.find(order.payer_account_id)
         reason = controls.cannot_pay(control._replace(per_day_max=0), order.minor_units, 0)
     if not reason:
+        payee_home = yield from homes.payee_home(order.payee_account_id, center)
         reason = yield from transfers.cannot_be_paid(center, order, payee_home)
     if not reason and (yield from holds.open_count(order.payer_account_id)) >= HOLDS_OPEN_MAX:
         reason = "HOLDS_LIMIT"
     row = HoldRow(
         order.payer_account_id,
         hold_id,
+        (yield from homes.present(account_slot(order.payer_account_id) or 0)).epoch,
         order.body_hash,
         order.payee_account_id,
         order.currency,
@@ -89,7 +92,6 @@ def capture(
     hold_id: str,
     transfer_id: str,
     wanted: tuple[str, int] | None,
-    payee_home: str,
     body_hash: bytes,
     stamp: Stamp,
 ) -> Unit[Capture]:
@@ -118,6 +120,7 @@ def capture(
         hold.memo,
         body_hash,
     )
+    payee_home = yield from homes.payee_home(hold.payee_account_id, center)
     refused = yield from transfers.cannot_execute(
         center, order, payee_home, stamp, held=hold.minor_units
     )

@@ -275,6 +275,8 @@ def refusal(reason: str) -> RpcError:
 def speaks_of_home(error: RpcError) -> bool:
     """Home was asked for a decision: does the error say something of home, and not of this transfer?"""
     away = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED)
+    if error.reason == "WRONG_HOME":
+        return True  # it has moved: it will be asked where it is once that is known here
     return error.code in away and error.reason != PAYEE_HOME_UNAVAILABLE
 
 

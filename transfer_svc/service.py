@@ -42,7 +42,8 @@ from runtime.ids import application_id, is_client_made, place_of
 from runtime.methods import peer_method
 from runtime.signal import Signal
 from runtime.store import Store, Unit
-from sync_bus import audit
+from sync_bus import audit, homes
+from sync_bus.homes import Homes, Present
 from sync_bus.log import Stamp
 from sync_bus.site import Site
 from transfer_svc import applications, holds, ledger, rules, transfers
@@ -80,7 +81,9 @@ class TransferService:
         payees: Payees,
         current_ms: Callable[[str], int],
         notice: Callable[[str], None],
+        slots: Homes,
     ) -> None:
+        self._homes = slots
         self._site = site
         self._store = database
         self._payees = payees
@@ -90,10 +93,11 @@ class TransferService:
         database.on_commit(self._committed.notify)
 
     async def GetBalance(self, request: GetBalanceRequest, incoming: Incoming) -> Balance:
-        account, held = await self._store.read(self._balance(request.account_id))
-        as_of_ms = self._freshness(request.account_id, incoming)
+        slot = self._site.slot_of(request.account_id)
+        read = await self._store.read(self._balance(request.account_id, slot))
+        account, booked, held, home = read
+        as_of_ms = self._freshness(home, incoming)
         currency = account.currency if account else rules.NO_CURRENCY
-        booked = account.balance if account else 0
         return Balance(
             balance=Money(currency_code=currency, minor_units=booked),
             available=Money(currency_code=currency, minor_units=booked - held),
@@ -104,7 +108,7 @@ class TransferService:
     async def Transfer(self, request: TransferRequest, incoming: Incoming) -> TransferResult:
         rules.check_transfer(request)
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
-        self._site.require_home(self._site.slot_of(request.payer_account_id))
+        await self._homes.require(self._site.slot_of(request.payer_account_id))
         row = await self._decide(request, "", "", incoming.gateway)
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
@@ -121,7 +125,7 @@ class TransferService:
                 "duohuo.application_id": request.application_id,
             }
         )
-        self._site.require_home(self._site.slot_of(request.transfer.payer_account_id))
+        await self._homes.require(self._site.slot_of(request.transfer.payer_account_id))
         refused = ""
         if request.intent == DECIDE_INTENT_CANCEL:
             refused = "CANCELLED"
@@ -139,7 +143,6 @@ class TransferService:
         if not is_client_made(request.deposit_id):
             raise invalid("deposit_id", "must be 8 to 64 letters, digits, '-' or '_'", "KEY")
         rules.check_amount(request.amount)
-        self._site.require_home(self._site.slot_of(request.account_id))
         transfer = TransferRequest(
             transfer_id=request.deposit_id,
             payer_account_id=ledger.outside(self._site.here),
@@ -148,7 +151,9 @@ class TransferService:
             memo="deposit",
         )
         order = _order(transfer, request.account_id, "")
-        row = await self._store.write("deposit", self._deposit(order, incoming.operator))
+        slot = self._site.slot_of(request.account_id)
+        unit = self._homes.acting(slot, self._deposit(order, incoming.operator))
+        row = await self._store.write("deposit", unit)
         if row.body_hash != order.body_hash:
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if row.reason:
@@ -162,6 +167,11 @@ class TransferService:
         present = yield from transfers.find(order.payer_account_id, order.transfer_id)
         if present is not None:
             return present
+        for peer in self._site.mesh.peers:
+            # The account may have been at home there when this was asked for the first time.
+            earlier = yield from transfers.find(ledger.outside(peer), order.transfer_id)
+            if earlier is not None and earlier.is_same(order):
+                return earlier._replace(body_hash=order.body_hash)
         row = yield from transfers.decide(here, order, here, "", stamp)
         after = row.reason or f"{order.minor_units} {order.currency} as {order.transfer_id}"
         target = order.payee_account_id
@@ -298,7 +308,8 @@ class TransferService:
         before = rules.page_after(request.page_token)
         account = await self._store.read(ledger.find(request.account_id))
         rows = await self._store.read(ledger.entries_before(request.account_id, before, size + 1))
-        self._freshness(request.account_id, incoming)
+        slot = self._site.slot_of(request.account_id)
+        self._freshness(await self._store.read(homes.present(slot)), incoming)
         currency = account.currency if account else rules.NO_CURRENCY
         return ListEntriesResponse(
             entries=[
@@ -316,18 +327,20 @@ class TransferService:
             next_page_token=str(rows[size - 1].number) if len(rows) > size else "",
         )
 
-    def _balance(self, account_id: str) -> Unit[tuple[LedgerAccount | None, int]]:
-        """An account and what is held of it, at one moment."""
+    def _balance(
+        self, account_id: str, slot: int
+    ) -> Unit[tuple[LedgerAccount | None, int, int, Present]]:
+        """An account, what it has, what is held of that, and its home, at one moment."""
         account = yield from ledger.find(account_id)
+        booked = (yield from ledger.moving_balance(account)) if account else 0
         held = yield from holds.held_at(account_id, self._site.clock.wall_ms())
-        return account, held
+        return account, booked, held, (yield from homes.present(slot))
 
-    def _freshness(self, account: str, incoming: Incoming) -> int:
+    def _freshness(self, home: Present, incoming: Incoming) -> int:
         """Notes home and age in the reply; returns the moment at which the data was home's."""
-        home = self._site.home_of(account)
         now_ms = self._site.clock.wall_ms()
-        as_of_ms = now_ms if home == self._site.here else self._current_ms(home)
-        incoming.reply_metadata[HOME] = home
+        as_of_ms = now_ms if home.home == self._site.here else self._current_ms(home.home)
+        incoming.reply_metadata[HOME] = home.home
         incoming.reply_metadata[STALENESS_MS] = str(now_ms - as_of_ms)
         return as_of_ms
 
@@ -343,16 +356,18 @@ class TransferService:
         payee = ""
         if not refused:
             payee, refused = await self._payees.resolve(request)
-        payee_home = self._site.home_of(payee) if payee else self._site.here
         order = _order(request, payee, application, asked_center)
-        unit = transfers.decide(
-            self._site.here, order, payee_home, refused, self._site.stamps.now()
+        unit = self._homes.acting(
+            self._site.slot_of(request.payer_account_id),
+            self._decided(order, refused, self._site.stamps.now()),
         )
-        return await self._store.write("decide transfer", self._shown_to_watchers(unit))
+        return await self._store.write("decide transfer", unit)
 
-    def _shown_to_watchers(self, decide: Unit[TransferRow]) -> Unit[TransferRow]:
+    def _decided(self, order: Order, refused: str, stamp: Stamp) -> Unit[TransferRow]:
         """The decision, seen by those who watch an application for it that another center accepted."""
-        row = yield from decide
+        here = self._site.here
+        payee_home = yield from homes.payee_home(order.payee_account_id, here)
+        row = yield from transfers.decide(here, order, payee_home, refused, stamp)
         yield from applications.touch(
             row.payer_account_id, row.transfer_id, row.body_hash, self._site.here
         )

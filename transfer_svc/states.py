@@ -41,6 +41,9 @@ from duohuo.v1.transfer_service_pb2 import (
     TransferState,
 )
 
+HOLD_MOVED: HoldState.ValueType = HoldState.ValueType(100)
+"""A hold whose account has left for another center, where another row goes on. Nobody is shown this."""
+
 
 class TransferEvent(Enum):
     """What the payee's home says about a debited transfer."""
@@ -71,6 +74,7 @@ class HoldEvent(Enum):
     CAPTURE = "captured"
     RELEASE = "released"
     EXPIRE = "expired"
+    MOVE = "moved"
 
 
 TRANSFER: Mapping[tuple[TransferState.ValueType, TransferEvent], TransferState.ValueType] = {
@@ -116,6 +120,7 @@ HOLD: Mapping[tuple[HoldState.ValueType, HoldEvent], HoldState.ValueType] = {
     (HOLD_STATE_HELD, HoldEvent.CAPTURE): HOLD_STATE_CAPTURED,
     (HOLD_STATE_HELD, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
     (HOLD_STATE_HELD, HoldEvent.EXPIRE): HOLD_STATE_EXPIRED,
+    (HOLD_STATE_HELD, HoldEvent.MOVE): HOLD_MOVED,
     # A request may come twice. Of a capture it is the transfer that knows its second time.
     (HOLD_STATE_RELEASED, HoldEvent.RELEASE): HOLD_STATE_RELEASED,
 }
@@ -164,7 +169,8 @@ def next_hold_state(state: HoldState.ValueType, event: HoldEvent) -> HoldState.V
     try:
         return HOLD[state, event]
     except KeyError:
-        raise IllegalTransition(f"{HoldState.Name(state)} cannot be {event.value}") from None
+        name = "HOLD_MOVED" if state == HOLD_MOVED else HoldState.Name(state)
+        raise IllegalTransition(f"{name} cannot be {event.value}") from None
 
 
 def follows(state: ApplicationState.ValueType, earlier: ApplicationState.ValueType) -> bool:

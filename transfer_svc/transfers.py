@@ -3,8 +3,11 @@
 Each step is one unit: money, idempotency record, state and log entry together. A transfer is named by
 (payer, transfer_id): the id is its client's, so it counts only among that payer's transfers.
 
-Other centers hold copies of both tables: should the home lose its disk, decisions and credits come back
-with the money. `center` is who decided or received.
+A transfer is settled by the center that debited it, whoever is home of its payer by then; it is credited,
+or refunded, by the present home of whoever gets the money.
+
+Other centers hold copies of all tables: should the home lose its disk, decisions and credits come back
+with the money. `center` is who decided, received or refunded.
 """
 
 from typing import NamedTuple
@@ -14,6 +17,8 @@ from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_CREDIT,
     POSTING_KIND_DEBIT,
     POSTING_KIND_DEPOSIT,
+    POSTING_KIND_MOVE_IN,
+    POSTING_KIND_MOVE_OUT,
     POSTING_KIND_REFUND,
     POSTING_KIND_TRANSFER,
     BalanceSeen,
@@ -34,7 +39,7 @@ from duohuo.v1.transfer_service_pb2 import (
 )
 from runtime.ids import account_slot
 from runtime.store import Unit, query
-from sync_bus import log
+from sync_bus import homes, log
 from sync_bus.log import Stamp
 from transfer_svc import controls, holds, ledger, refusals
 from transfer_svc.ledger import LedgerAccount
@@ -53,6 +58,10 @@ CREATE INDEX IF NOT EXISTS transfer_in_transit ON transfer (create_ms) WHERE sta
 CREATE TABLE IF NOT EXISTS received (
   payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, source TEXT NOT NULL,
   reason TEXT NOT NULL, center TEXT NOT NULL,
+  PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS transfer_refunded ON transfer (center) WHERE state = 4;
+CREATE TABLE IF NOT EXISTS refunded (
+  payer_account_id TEXT NOT NULL, transfer_id TEXT NOT NULL, center TEXT NOT NULL,
   PRIMARY KEY (payer_account_id, transfer_id)) STRICT, WITHOUT ROWID;
 """
 
@@ -80,6 +89,14 @@ class TransferRow(NamedTuple):
             reason=self.reason,
             payee_account_id=self.payee_account_id,
             amount=Money(currency_code=self.currency, minor_units=self.minor_units),
+        )
+
+    def is_same(self, order: Order) -> bool:
+        """Does an order of another payer ask for the same?"""
+        return (self.payee_account_id, self.currency, self.minor_units) == (
+            order.payee_account_id,
+            order.currency,
+            order.minor_units,
         )
 
 
@@ -218,7 +235,8 @@ def cannot_be_paid(center: str, order: Order, payee_home: str, held: int = 0) ->
 
 
 def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]:
-    """At the payee's home: credits what the payer's home `source` has debited, or refuses."""
+    """At the payee's home: credits what `source` has debited, or refuses. The source may be this center
+    itself, if the payee's account has come here since."""
     reason = yield from _cannot_receive(
         debit.payee_account_id, debit.currency_code, debit.minor_units
     )
@@ -247,7 +265,8 @@ def credit(center: str, source: str, debit: Posting, stamp: Stamp) -> Unit[None]
     posting.kind = POSTING_KIND_CREDIT
     posting.other_home = source
     del posting.legs[:]
-    transit = ledger.transit(center, source, debit.currency_code)
+    between = source if source != center else debit.other_home
+    transit = ledger.transit(center, between, debit.currency_code)
     yield from ledger.post(center, posting, transit, debit.payee_account_id, stamp)
 
 
@@ -259,7 +278,8 @@ def settle(
     reason: str,
     stamp: Stamp,
 ) -> Unit[TransferRow]:
-    """Back at the payer's home: the payee's home has credited, or refused and is refunded."""
+    """Back at the center that debited: the payee's home has credited; or it has refused, and the payer gets
+    the money back, here if this is still the payer's home."""
     row = yield from find(payer_account_id, transfer_id)
     if row is None:
         raise ValueError("no such transfer was debited here")
@@ -278,10 +298,36 @@ def settle(
             memo=row.memo,
         )
         transit = ledger.transit(center, row.payee_home, row.currency)
-        yield from ledger.post(center, posting, transit, row.payer_account_id, stamp)
+        home = (yield from homes.present(account_slot(payer_account_id) or 0)).home
+        if home == center:
+            yield from ledger.post(center, posting, transit, payer_account_id, stamp)
+            yield from _refunded(payer_account_id, transfer_id, center)
+        elif home != row.payee_home:
+            posting.other_home = home
+            forward = ledger.transit(center, home, row.currency)
+            yield from ledger.post(center, posting, transit, forward, stamp)
     yield from _update(row)
     yield from _tell(row, stamp)
     return row
+
+
+def refund(center: str, row: TransferRow, stamp: Stamp) -> Unit[None]:
+    """At the payer's present home: gives back what the payer's home of that time has debited and found
+    refused. Nothing if that was done before."""
+    if not (yield from _refunded(row.payer_account_id, row.transfer_id, center)):
+        return
+    posting = Posting(
+        kind=POSTING_KIND_REFUND,
+        transfer_id=row.transfer_id,
+        payer_account_id=row.payer_account_id,
+        payee_account_id=row.payee_account_id,
+        currency_code=row.currency,
+        minor_units=row.minor_units,
+        memo=row.memo,
+    )
+    between = row.center if row.center != center else row.payee_home
+    transit = ledger.transit(center, between, row.currency)
+    yield from ledger.post(center, posting, transit, row.payer_account_id, stamp)
 
 
 def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
@@ -289,7 +335,10 @@ def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
     if posting.kind == POSTING_KIND_CREDIT:
         payer, transfer_id = posting.payer_account_id, posting.transfer_id
         yield from _receive(payer, transfer_id, posting.other_home, "", center)
-    elif posting.kind != POSTING_KIND_REFUND:
+    elif posting.kind == POSTING_KIND_REFUND:
+        if not posting.other_home:
+            yield from _refunded(posting.payer_account_id, posting.transfer_id, center)
+    elif posting.kind not in (POSTING_KIND_MOVE_OUT, POSTING_KIND_MOVE_IN):
         debited = posting.kind == POSTING_KIND_DEBIT
         row = TransferRow(
             posting.payer_account_id,
@@ -344,11 +393,39 @@ def copy_settled(center: str, settled: TransferSettled) -> Unit[None]:
         )
 
 
+_NOT_RECEIVED = (
+    "NOT EXISTS (SELECT 1 FROM received WHERE received.transfer_id = transfer.transfer_id"
+    " AND received.payer_account_id = transfer.payer_account_id)"
+)
+_NOT_REFUNDED = (
+    "NOT EXISTS (SELECT 1 FROM refunded WHERE refunded.transfer_id = transfer.transfer_id"
+    " AND refunded.payer_account_id = transfer.payer_account_id)"
+)
+_PAYEE_SLOT = homes.SLOT_OF.format("payee_account_id")
+_PAYER_SLOT = homes.SLOT_OF.format("payer_account_id")
+_IS_HOME = "EXISTS (SELECT 1 FROM slot_home WHERE slot = {} AND home = {} AND acts)"
+_NOBODY = "payee_account_id NOT LIKE 'u___-%'"
+"""A payee that is no account: whom it was sent to refuses it."""
+
+
 def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
-    """Transfers that left their payer at a center and are not confirmed yet, oldest first."""
+    """Transfers that left their payer at a center and have not arrived, or come back, yet; oldest first."""
     rows = yield from query(
-        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 AND center = ?"  # noqa: S608 - constant names
-        " ORDER BY create_ms LIMIT ?",
+        f"SELECT {_COLUMNS} FROM transfer WHERE center = ?1 AND (state = 2"  # noqa: S608 - constant names
+        f" OR (state = 4 AND {_NOT_REFUNDED})) ORDER BY create_ms LIMIT ?2",
+        center,
+        limit,
+    )
+    return [TransferRow(*row) for row in rows]
+
+
+def unrefunded(source: str, center: str, limit: int) -> Unit[list[TransferRow]]:
+    """What a source has debited and found refused, that a center, home of the payer now, should give back
+    and has not yet."""
+    rows = yield from query(
+        f"SELECT {_COLUMNS} FROM transfer WHERE state = 4 AND center = ?1 AND {_NOT_REFUNDED}"  # noqa: S608 - constant names
+        f" AND {_IS_HOME.format(_PAYER_SLOT, '?2')} LIMIT ?3",
+        source,
         center,
         limit,
     )
@@ -358,9 +435,8 @@ def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
 def uncredited(source: str, center: str, limit: int) -> Unit[list[Posting]]:
     """Debits of a source's that a center should credit, and has not yet."""
     rows = yield from query(
-        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 AND center = ? AND payee_home = ?"  # noqa: S608 - constant names
-        " AND NOT EXISTS (SELECT 1 FROM received WHERE received.transfer_id = transfer.transfer_id"
-        " AND received.payer_account_id = transfer.payer_account_id) LIMIT ?",
+        f"SELECT {_COLUMNS} FROM transfer WHERE state = 2 AND center = ?1 AND {_NOT_RECEIVED}"  # noqa: S608 - constant names
+        f" AND ({_IS_HOME.format(_PAYEE_SLOT, '?2')} OR ({_NOBODY} AND payee_home = ?2)) LIMIT ?3",
         source,
         center,
         limit,
@@ -376,9 +452,20 @@ def uncredited(source: str, center: str, limit: int) -> Unit[list[Posting]]:
             memo=row.memo,
             body_hash=row.body_hash,
             application_id=row.application_id,
+            other_home=row.payee_home,
         )
         for row in (TransferRow(*row) for row in rows)
     ]
+
+
+def received_reason(payer_account_id: str, transfer_id: str) -> Unit[str]:
+    """Why a debit was not credited; empty if it was."""
+    rows = yield from query(
+        "SELECT reason FROM received WHERE payer_account_id = ? AND transfer_id = ?",
+        payer_account_id,
+        transfer_id,
+    )
+    return str(rows[0][0])
 
 
 def unsettled(source: str, center: str, limit: int) -> Unit[list[tuple[str, str, str]]]:
@@ -441,6 +528,17 @@ def _receive(payer: str, transfer_id: str, source: str, reason: str, center: str
         transfer_id,
         source,
         reason,
+        center,
+    )
+    return bool(rows)
+
+
+def _refunded(payer: str, transfer_id: str, center: str) -> Unit[bool]:
+    """Notes that a payer has the money back; False if that was so before."""
+    rows = yield from query(
+        "INSERT INTO refunded VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+        payer,
+        transfer_id,
         center,
     )
     return bool(rows)

@@ -24,12 +24,15 @@ from duohuo.v1.operator_service_pb2 import (
     EraseAccountResponse,
     FreezeAccountRequest,
     GetAccountControlRequest,
+    MoveSlotRequest,
+    MoveSlotResponse,
     UnfreezeAccountRequest,
 )
 from gateway import ring
 from ops import mesh_file
 from ops.client import ask_operator
 from ops.mesh_file import MeshView
+from ops.simulation.stage import placed
 from ops.simulation.workload import CURRENCY
 from runtime.clock import SystemClock
 from runtime.endpoint import Call, Endpoint
@@ -65,7 +68,7 @@ class RealMesh:
     def __init__(self, state: Path) -> None:
         self.state = state
         mesh = self.view()
-        self.placement: Placement = ring.compute(dict.fromkeys(mesh.centers, 1), 1)
+        self._first: Placement = ring.compute(dict.fromkeys(mesh.centers, 1), 1)
         self.names: Sequence[str] = list(mesh.centers)
         self._gateways = {
             name: GrpcEndpoint(name, center.gateway) for name, center in mesh.centers.items()
@@ -110,6 +113,14 @@ class RealMesh:
             amount=Money(currency_code=CURRENCY, minor_units=amount),
         )
         await ask_operator(self.state, center, "Deposit", request, DepositResponse)
+
+    @property
+    def placement(self) -> Placement:
+        return placed(self, self._first)
+
+    async def move(self, center: str, slot: int, to: str) -> None:
+        request = MoveSlotRequest(slot=slot, home=to)
+        await ask_operator(self.state, center, "MoveSlot", request, MoveSlotResponse)
 
     async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
         look = GetAccountControlRequest(user=account_id)

@@ -20,14 +20,15 @@ from duohuo.v1.transfer_service_pb2 import (
 from ops.simulation import leavers
 from ops.simulation.courier import Receivers
 from ops.simulation.history import History, Operation, Outcome
-from ops.simulation.stage import Stage
+from ops.simulation.stage import Stage, homes_of
 from ops.simulation.workload import User
 from runtime.ids import account_slot, place_of
 from session_svc.store import token_hash
 from transfer_svc.notifications import notification_id
+from transfer_svc.states import HOLD_MOVED
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.+]+")
-DEPOSIT, TRANSFER, DEBIT, CREDIT, REFUND = 1, 2, 3, 4, 5
+DEPOSIT, TRANSFER, DEBIT, CREDIT, REFUND, MOVE_OUT, MOVE_IN = 1, 2, 3, 4, 5, 7, 8
 _PAID = (TRANSFER, DEBIT)
 _HOLD_ENDS = (HOLD_STATE_CAPTURED, HOLD_STATE_RELEASED, HOLD_STATE_EXPIRED)
 _ENDS = {
@@ -76,8 +77,8 @@ def during(stage: Stage) -> Iterator[str]:
         for account, balance, held, total in stage.disk(name).rows(
             "transfer",
             "SELECT account_id, balance, held, coalesce((SELECT sum(minor_units) FROM hold"
-            " WHERE payer_account_id = account_id AND state = 2), 0) FROM ledger_account"
-            " WHERE center = ? AND account_id NOT LIKE '%.%'",
+            " WHERE payer_account_id = account_id AND state = 2 AND hold.center = ledger_account.center),"
+            " 0) FROM ledger_account WHERE center = ? AND account_id NOT LIKE '%.%'",
             name,
         ):
             if balance < held or held != total:
@@ -134,18 +135,14 @@ def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[st
     moved: dict[str, list[tuple[int, int]]] = defaultdict(list)
     transit_total = users_total = 0
     own = {user.account_id for user in users if user.account_id}
+    yield from _fence(stage)
     for name in stage.names:
         for account, kind, transfer, amount in stage.disk(name).rows(
             "transfer",
             "SELECT account_id, kind, transfer_id, minor_units FROM entry WHERE center = ?",
             name,
         ):
-            slot = account_slot(account)
-            if slot is None:
-                continue
-            if stage.placement.home(slot) != name:
-                yield f"FENCE: {name}, not home of {account}, booked {transfer}"
-            if kind != DEPOSIT:
+            if account_slot(account) is not None and kind not in (DEPOSIT, MOVE_OUT, MOVE_IN):
                 moved[transfer].append((kind, amount))
         outcome |= dict(
             stage.disk(name).rows("transfer", "SELECT transfer_id, state FROM transfer")
@@ -168,6 +165,28 @@ def _money(stage: Stage, users: Sequence[User], history: History) -> Iterator[st
         yield from _told(one, outcome.get(one.facts["id"]), moved.get(one.facts["id"], []))
     yield from _applications(stage, users, history, moved)
     yield from _holds(stage, users, history, moved)
+
+
+def _fence(stage: Stage) -> Iterator[str]:
+    """FENCE: each account's entries were made by its homes, one after the other."""
+    booked: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in stage.names:
+        for account, number in stage.disk(name).rows(
+            "transfer", "SELECT account_id, number FROM entry WHERE center = ?", name
+        ):
+            if account_slot(account) is None:
+                continue
+            if number in booked[account]:
+                yield f"FENCE: {name} and {booked[account][number]} booked entry {number} of {account}"
+            booked[account][number] = name
+    for account, entries in booked.items():
+        homes = homes_of(stage, account_slot(account) or 0)
+        for number in sorted(entries):
+            while homes and homes[0] != entries[number]:
+                del homes[0]
+            if not homes:
+                yield f"FENCE: {entries[number]}, not home of {account}, booked entry {number}"
+                break
 
 
 def _told(one: Operation, state: int | None, entries: list[tuple[int, int]]) -> Iterator[str]:
@@ -261,7 +280,9 @@ def notified(
 
 def _asked_at_home(stage: Stage, user: User, history: History) -> Operation | None:
     """When a user asked for notifications, if home took that: what another center takes may come late."""
-    home = stage.placement.home(account_slot(user.account_id) or 0)
+    home, *later = homes_of(stage, account_slot(user.account_id) or 0)
+    if later:
+        return None  # nobody knows which of them took it
     found = stage.disk(home).rows(
         "account",
         "SELECT center FROM notification_setting WHERE account_id = ?",
@@ -295,7 +316,9 @@ def _holds(
             "SELECT hold_id, state, minor_units, captured, transfer_id FROM hold WHERE center = ?",
             name,
         ):
-            if hold in made:
+            if hold in made and end[0] != HOLD_MOVED:
+                if hold in ends:
+                    yield f"ONCE: the hold {hold} ended at two centers"
                 ends[hold] = (end[0], end[1], end[2], end[3])
     for user in users:
         for hold, _ in user.holds:
@@ -427,10 +450,11 @@ def _last_writes(writes: list[Operation], fact: str, initial: str) -> set[str]:
 def _balances_read(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:
     """Each account's ledger is linearizable: a read at home shows a state between what was finished
     before it began and what was begun before it ended. The ledger's own numbers are the order."""
+    placement = stage.placement
     for user in users:
         if not user.account_id:
             continue
-        home = stage.placement.home(account_slot(user.account_id) or 0)
+        home = placement.home(account_slot(user.account_id) or 0)
         rows = stage.disk(home).rows(
             "transfer",
             "SELECT number, transfer_id, balance_after FROM entry WHERE account_id = ?"

@@ -47,8 +47,10 @@ class Nemesis:
             center.broker.forgetful = self._random.choice((0.0, 0.0, 0.05))
             center.broker.repeating = self._random.choice((0.0, 0.05))
         world.log_entries_max = self._random.choice((20, 1_000_000, 1_000_000))
-        # A copy that was changed by hand must not be the one that a lost disk is restored from.
+        # A copy that was changed by hand must not be the one that a lost disk is restored from, or that a
+        # center becomes home with.
         rarest = self._random.choice((self._lose_disk, self._change_by_hand))
+        world.may_move = rarest != self._change_by_hand
         self._faults: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
             self._crash,
             self._crash,

@@ -39,8 +39,8 @@ async def _erase(workload: Workload, user: User) -> None:
     """What an operator does at the account's home, repeated until it is certain."""
     stage = workload.stage
     operation = workload.begin("erase", user, id=user.account_id)
-    home = stage.placement.home(slot_of(user.identifier))
     while operation.outcome is not Outcome.OK:
+        home = stage.placement.home(slot_of(user.identifier))
         try:
             await stage.erase(home, user.account_id)
             operation.outcome = Outcome.OK

@@ -117,6 +117,8 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         checking = tasks.create_task(_check_for_ever(world, history))
         users = [clients.spawn(workload.run(user, until_s)) for user in workload.users]
         users.append(clients.spawn(workload.operate(until_s)))
+        if world.may_move:
+            users.append(clients.spawn(workload.move(until_s)))
         users.append(clients.spawn(leavers.come_and_go(workload, until_s)))
         await nemesis.run(until_s)
         healed_s = world.loop.time()

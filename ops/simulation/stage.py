@@ -26,7 +26,9 @@ class Stage(Protocol):
         ...
 
     @property
-    def placement(self) -> Placement: ...
+    def placement(self) -> Placement:
+        """As it is now, from what is on the disks."""
+        ...
 
     def now_s(self) -> float: ...
 
@@ -54,6 +56,10 @@ class Stage(Protocol):
         """What an operator does at the account's home. Raises RpcError."""
         ...
 
+    async def move(self, center: str, slot: int, to: str) -> None:
+        """What an operator does at a slot's home to give it another one. Raises RpcError."""
+        ...
+
     async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
         """What an operator does at the account's home. Raises RpcError."""
         ...
@@ -69,3 +75,29 @@ class Stage(Protocol):
     def undisturbed(self, center: str) -> object | None:
         """None while a login may fail there; a value that changes when the center is disturbed."""
         ...
+
+
+def placed(stage: Stage, first: Placement) -> Placement:
+    """The first placement, and all handovers of money that are on any disk."""
+    found = first.copy()
+    for name in stage.names:
+        for slot, epoch, home in stage.disk(name).rows(
+            "transfer", "SELECT slot, epoch, home FROM handover"
+        ):
+            found.learn(int(slot, 16), epoch, home)
+    return found
+
+
+def homes_of(stage: Stage, slot: int) -> list[str]:
+    """All that were home of a slot, in their order."""
+    handed: dict[int, tuple[str, str]] = {}
+    for name in stage.names:
+        for epoch, source, home in stage.disk(name).rows(
+            "transfer",
+            "SELECT epoch, source, home FROM handover WHERE slot = ?",
+            f"{slot:03x}",
+        ):
+            handed[epoch] = source, home
+    if not handed:
+        return [stage.placement.home(slot)]
+    return [handed[min(handed)][0], *(handed[epoch][1] for epoch in sorted(handed))]

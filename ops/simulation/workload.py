@@ -74,6 +74,7 @@ CURRENCY = "CNY"
 HOLDS_LAST_MS = (2_000, 8_000, 30_000)
 FREEZE_EVERY_S = 12.0
 FROZEN_S = 3.0
+MOVE_EVERY_S = 5.0
 SECRETS = ("secret-", "@example.com")
 
 
@@ -98,6 +99,8 @@ class User:
     maybe_passwords: list[str] = field(default_factory=list)
     applications: list[str] = field(default_factory=list)
     asked_for_notifications: bool = False
+    second_refused: bool = False
+    """Somewhere the second identifier was not known: whoever tries again and again must wait."""
     holds: list[tuple[str, int]] = field(default_factory=list)
     """Those that were made, perhaps long over: (id, amount)."""
 
@@ -266,8 +269,8 @@ class Workload:
         """An operator's deposit at the account's home, repeated until it is certain."""
         deposit_id = f"{self._prefix}deposit-{user.number}"
         operation = self.begin("deposit", user, id=deposit_id, amount=amount)
-        home = self.stage.placement.home(slot_of(user.identifier))
         while operation.outcome is not Outcome.OK:
+            home = self.stage.placement.home(slot_of(user.identifier))
             try:
                 await self.stage.deposit(home, deposit_id, user.account_id, amount)
                 operation.outcome = Outcome.OK
@@ -307,7 +310,7 @@ class Workload:
         """LOGIN: an identifier that was added is as good as the first one."""
         name = self._gateway()
         mark = self.stage.undisturbed(name)
-        must_work = mark is not None and self._has_second(name, user)
+        must_work = mark is not None and self._has_second(name, user) and not user.second_refused
         operation = self.begin("login with second", user, center=name, copied=must_work)
         request = LoginRequest(identifier=user.second, password=user.password, device="workload")
         session = await self._call(
@@ -317,8 +320,10 @@ class Workload:
             if session.account_id != user.account_id:
                 self._history.broken.append(f"UNIQUE: {operation} led to {session.account_id}")
             user.token, user.session_id = session.token, session.session_id
+            user.second_refused = False
         elif must_work and self._has_second(name, user) and self.stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
+        user.second_refused |= operation.reason == "BAD_CREDENTIALS"
 
     def _has_second(self, center: str, user: User) -> bool:
         """Does a center know that the user has the second identifier, and this password?"""
@@ -447,11 +452,28 @@ class Workload:
                 await self.think(FROZEN_S)
                 await self._set_frozen(user, frozen=False)
 
+    async def move(self, until_s: float) -> None:
+        """An operator, who now and then gives a user's slot to another center."""
+        while self.stage.now_s() < until_s:
+            await self.think(MOVE_EVERY_S)
+            user = self._random.choice(self.users)
+            slot = slot_of(user.identifier)
+            home = self.stage.placement.home(slot)
+            to = self._random.choice([name for name in self.stage.names if name != home])
+            operation = self.begin("move", user, slot=slot, to=to)
+            try:
+                await self.stage.move(home, slot, to)
+                operation.outcome = Outcome.OK
+            except RpcError as error:
+                self.examine(operation, error)
+            operation.end_s = self.stage.now_s()
+            self.stage.note(str(operation))
+
     async def _set_frozen(self, user: User, *, frozen: bool) -> None:
         """What an operator does at the account's home, repeated until it is certain."""
         operation = self.begin("freeze" if frozen else "unfreeze", user)
-        home = self.stage.placement.home(slot_of(user.identifier))
         while operation.outcome is not Outcome.OK:
+            home = self.stage.placement.home(slot_of(user.identifier))
             try:
                 await self.stage.set_frozen(home, user.account_id, frozen=frozen)
                 operation.outcome = Outcome.OK

@@ -11,6 +11,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     ChangeControlRequest,
     EraseAtHomeRequest,
     GetControlRequest,
+    HandOverRequest,
 )
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
@@ -31,6 +32,7 @@ from ops.simulation.courier import Receivers, SimulatedCourier, nowhere
 from ops.simulation.disk import SimulatedDisk
 from ops.simulation.loop import Incarnation, SimulatedLoop
 from ops.simulation.network import Network
+from ops.simulation.stage import placed
 from runtime.center import LocalCenter
 from runtime.config import ROLES
 from runtime.destinations import Destinations
@@ -129,12 +131,13 @@ class World:
         self.loop = loop
         self.seed = seed
         self.network = Network(loop, Random(f"network {seed}"))
-        self.placement: Placement = _placement(tuple(names))
+        self._first: Placement = _placement(tuple(names))
         self.receivers = Receivers()
         self.crashes: list[str] = []
         self._brokers: dict[str, Broker] = {}
         self.centers: dict[str, Center] = {}
         self._started = 0
+        self.may_move = True
         self.log_entries_max = 1_000_000
         self.limits = Limits()
         for name in names:
@@ -169,6 +172,11 @@ class World:
     def names(self) -> list[str]:
         return list(self.centers)
 
+    @property
+    def placement(self) -> Placement:
+        """Who is home of what at last, whoever knows it."""
+        return placed(self, self._first)
+
     def now_s(self) -> float:
         return self.loop.time()
 
@@ -195,6 +203,14 @@ class World:
         )
         call = Call(_BOOK_DEPOSIT, request.SerializeToString(), OPERATOR_TIMEOUT_S)
         await self.network.connect("client", center).unary(call)
+
+    async def move(self, center: str, slot: int, to: str) -> None:
+        for role in ("transfer", "account"):
+            request = HandOverRequest(slot=slot, home=to)
+            method = peer_method(role, "HandOver")
+            call = Call(method, request.SerializeToString(), OPERATOR_TIMEOUT_S)
+            await self.network.connect("client", center).unary(call)
+        self.network.count("slot moved")
 
     async def set_frozen(self, center: str, account_id: str, *, frozen: bool) -> None:
         home = self.network.connect("client", center)
@@ -274,7 +290,7 @@ class World:
         }
         site = Site(
             Mesh(name, endpoints, clock),
-            self.placement,
+            self._first.copy(),
             Stamps(clock, hybrid),
             SeededIds(self.loop, random),
             random,

@@ -19,7 +19,7 @@ from ops.nemesis.stage import RealMesh
 from ops.serve import nats_access_of
 from ops.simulation import checks
 from ops.simulation.history import History, Outcome
-from ops.simulation.workload import Workload
+from ops.simulation.workload import User, Workload
 from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.ids import RandomIds
@@ -50,6 +50,10 @@ class Load:
             THINK_S,
         )
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def users(self) -> list[User]:
+        return self._workload.users
 
     async def start(self) -> None:
         """From its return on every user has an account and money."""

@@ -30,19 +30,19 @@ from gateway.routes import Target
 from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.hlc import COUNTER_BITS, HybridClock
+from runtime.ids import account_slot
 from runtime.methods import peer_method
-from runtime.placement import slot_of
+from runtime.placement import Placement, slot_of
 from runtime.store import Unit, query
 from runtime.token_seal import TokenSeal
 from session_svc import sessions
 from session_svc.guard import Guard
 from session_svc.service import SessionService
-from sync_bus import inbox, log
+from sync_bus import homes, inbox, log
 from sync_bus.anti_entropy import AntiEntropy
 from sync_bus.inbox import Outcome
 from sync_bus.log import Stamp
 from sync_bus.recovery import Recovery
-from sync_bus.site import Site
 from transfer_svc import chain, controls, dispatch, holds, ledger, notifications, transfers
 from transfer_svc.hold_service import HoldExpiry
 from transfer_svc.inbound import Inbound
@@ -64,7 +64,7 @@ class Planted:
 
 def uniqueness_checked_locally_only(patch: Patch) -> None:
     """Any center registers any identifier."""
-    patch.setattr(Site, "require_home", lambda _site, _slot: None)
+    patch.setattr(homes, "require", _anybody_is_home)
     patch.setattr(router, "targets", _home_means_here)
 
 
@@ -193,7 +193,7 @@ def balance_checked_before_the_transaction(patch: Patch) -> None:
             center,
             chain.START,
         )
-        last = yield from chain.last(account_id)
+        last = yield from chain.last(account_id, center)
         leg = Leg(
             account_id=account_id,
             minor_units=minor_units,
@@ -204,10 +204,11 @@ def balance_checked_before_the_transaction(patch: Patch) -> None:
         leg.hash = chain.link(last.head, posting.currency_code, entry)
         yield from query(
             "UPDATE ledger_account SET balance = balance + ?, last_number = last_number + 1,"
-            " head = ? WHERE account_id = ?",
+            " head = ? WHERE account_id = ? AND center = ?",
             minor_units,
             leg.hash,
             account_id,
+            center,
         )
         yield from ledger._insert_entry(center, posting, leg, counterparty, stamp.time_ms)
         return leg
@@ -261,7 +262,7 @@ def password_change_keeps_other_sessions(patch: Patch) -> None:
 
 def failover_of_home_only_calls(patch: Patch) -> None:
     """The next center acts as home, without having become it."""
-    patch.setattr(Site, "require_home", lambda _site, _slot: None)
+    patch.setattr(homes, "require", _anybody_is_home)
 
     def targets(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
         if policy == POLICY_HOME:
@@ -398,7 +399,7 @@ def told_by_every_attempt(patch: Patch) -> None:
 def held_money_is_not_kept_back(patch: Patch) -> None:
     """Holds are written down, and their money is spent."""
     original = ledger.hold_back
-    patch.setattr(ledger, "hold_back", lambda account, _minor_units: original(account, 0))
+    patch.setattr(ledger, "hold_back", lambda center, account, _: original(center, account, 0))
 
 
 def a_hold_may_be_captured_twice(patch: Patch) -> None:
@@ -452,6 +453,59 @@ def guesses_lock_everybody_out(patch: Patch) -> None:
     patch.setattr(TokenSeal, "device_of", lambda *_: None)
 
 
+def the_old_home_goes_on(patch: Patch) -> None:
+    """Who was home at first acts as home for ever, and nobody hears of another one."""
+    patch.setattr(Placement, "learn", lambda *_: False)
+    original = homes.require
+
+    def require(center: str, slot: int) -> Unit[None]:
+        rows = yield from query("SELECT home FROM first_home WHERE slot = ?", f"{slot:03x}")
+        if rows != [(center,)]:
+            yield from original(center, slot)
+
+    patch.setattr(homes, "require", require)
+
+
+def decisions_stay_at_the_old_home(patch: Patch) -> None:
+    """The new home knows only what it has decided itself."""
+    original = transfers.find
+
+    def find(payer: str, transfer_id: str) -> Unit[Any]:
+        row = yield from original(payer, transfer_id)
+        slot = account_slot(payer)
+        if row is None or slot is None:
+            return row
+        present = yield from homes.present(slot)
+        return row if row.center == present.home else None
+
+    patch.setattr(transfers, "find", find)
+
+
+def what_came_meanwhile_is_nobodys(patch: Patch) -> None:
+    """The new home credits only what arrives from now on."""
+
+    def nothing(_self: Inbound) -> Unit[bool]:
+        yield from query("SELECT 1")
+        return False
+
+    patch.setattr(Inbound, "answer", nothing)
+    patch.setattr(Inbound, "unanswered", nothing)
+
+
+def holds_stay_at_the_old_home(patch: Patch) -> None:
+    """Their money moves, and may be spent."""
+
+    def none(*_: Any) -> Unit[list[Any]]:
+        yield from query("SELECT 1")
+        return []
+
+    patch.setattr(holds, "moved_from", none)
+
+
+def _anybody_is_home(_center: str, _slot: int) -> Unit[None]:
+    yield from query("SELECT 1")
+
+
 def _home_means_here(policy: Any, place: Any, here: str, placement: Any) -> tuple[Target, ...]:
     if policy == POLICY_HOME:
         return (Target(here, "local"),)
@@ -489,6 +543,10 @@ PLANTED = (
     Planted("CONVERGE", "differences are not repaired", differences_are_not_repaired),
     Planted("MONOTONE", "last writer by wall clock", last_writer_by_wall_clock),
     Planted("FENCE", "failover of home-only calls", failover_of_home_only_calls),
+    Planted("FENCE", "the old home goes on", the_old_home_goes_on),
+    Planted("ONCE", "decisions stay at the old home", decisions_stay_at_the_old_home),
+    Planted("CONSERVE", "what came meanwhile is nobody's", what_came_meanwhile_is_nobodys),
+    Planted("DURABLE", "holds stay at the old home", holds_stay_at_the_old_home),
     Planted("NOTIFY", "end is noted after the decision", end_is_noted_after_the_decision),
     Planted("NOTIFY", "delivered before it is sent", delivered_before_it_is_sent),
     Planted("NOTIFY", "restored origin is silent", restored_origin_is_silent),

@@ -10,6 +10,7 @@ from duohuo.internal.v1.peer_services_pb2 import LimitsChange
 from duohuo.v1.operator_service_pb2 import AccountStatus
 from runtime.store import SqliteStore, query
 from sync_bus import inbox, log
+from sync_bus.homes import Homes
 from sync_bus.inbox import Arrival, Outcome
 from sync_bus.log import Road
 from sync_bus.site import Site
@@ -28,6 +29,11 @@ class Center:
 
     site: Site
     store: SqliteStore
+    slots: Homes
+
+    @property
+    def inbound(self) -> Inbound:
+        return Inbound(self.site, self.slots)
 
     async def balance(self, account: str) -> int:
         """What this center thinks that the account has."""
@@ -132,11 +138,11 @@ class Bank:
         body: bytes = b"hold",
     ) -> HoldRow:
         """Has the payer's home hold money back."""
-        home, payee_home = self.home(payer), self.home(payee).site.here
+        home = self.home(payer)
         order = Order("", payer, payee, currency, minor_units, "", body)
         stamp = home.site.stamps.now()
         unit = reservations.reserve(
-            home.site.here, hold_id, order, payee_home, "", stamp.time_ms + lasts_ms, stamp
+            home.site.here, hold_id, order, "", stamp.time_ms + lasts_ms, stamp
         )
         return await home.store.write("reserve", unit)
 
@@ -151,15 +157,12 @@ class Bank:
     ) -> Capture:
         """Has the payer's home pay from what is held."""
         home = self.home(payer)
-        hold = await home.store.read(holds.find(payer, hold_id))
-        payee_home = self.home(hold.payee_account_id).site.here if hold else ""
         unit = reservations.capture(
             home.site.here,
             payer,
             hold_id,
             transfer_id,
             None if minor_units is None else (currency, minor_units),
-            payee_home,
             f"capture {hold_id} {minor_units}".encode(),
             home.site.stamps.now(),
         )
@@ -217,7 +220,7 @@ class Bank:
             Arrival(entry, LogRecord.FromString(entry.record), here.site.stamps.now())
             for entry in entries
         ]
-        unit = inbox.apply(source, arrivals, Road.JETSTREAM, Inbound(here.site).apply)
+        unit = inbox.apply(source, arrivals, Road.JETSTREAM, here.inbound.apply)
         return await here.store.write("apply", unit)
 
     async def settle(self) -> None:
@@ -250,6 +253,8 @@ async def bank(*names: str) -> AsyncIterator[Bank]:
     async with AsyncExitStack() as stack:
         for name in names:
             peers = [other for other in names if other != name]
-            store = await stack.enter_async_context(temporary_store(app.SCHEMA, app.TOPICS, peers))
-            made.centers[name] = Center(site(name, *names, clock=clock), store)
+            here = site(name, *names, clock=clock)
+            opened = temporary_store(app.SCHEMA, app.TOPICS, peers, first=here.placement)
+            store = await stack.enter_async_context(opened)
+            made.centers[name] = Center(here, store, app.slots_of(here, store))
         yield made

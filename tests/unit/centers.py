@@ -32,7 +32,7 @@ from sync_bus.facts import digest_of
 from sync_bus.log import Topic
 from sync_bus.node import ServiceNode
 from sync_bus.recovery import Recovery
-from tests.fakes import FakeClock, FakeCourier, resolves, see, site, temporary_store
+from tests.fakes import FakeClock, FakeCourier, placement, resolves, see, site, temporary_store
 from tests.unit.bank import Bank, Center
 from transfer_svc import applications
 
@@ -195,7 +195,7 @@ class Centers(Bank):
         schema = account_svc.app.SCHEMA if self.role == "account" else transfer_svc.app.SCHEMA
         peers = [other for other in self.names if other != name]
         return await self.stack.enter_async_context(
-            temporary_store(schema, self.topics, peers, alive=alive)
+            temporary_store(schema, self.topics, peers, alive=alive, first=placement(*self.names))
         )
 
     def start(self, name: str, store: SqliteStore, clock: FakeClock | None = None) -> Service:
@@ -207,12 +207,14 @@ class Centers(Bank):
         dispatcher = Dispatcher(name, own.stamps.hybrid)
         bus = NoBus()
         if self.role == "account":
-            node = account_svc.app.build(
+            accounts = account_svc.app.build(
                 own, store, bus, self.passwords, dispatcher, resolves(), email_offered=True
-            ).node
+            )
+            node, slots = accounts.node, accounts.homes
         else:
-            node = transfer_svc.app.build(own, store, bus, dispatcher, FakeCourier()).node
-        made = Service(own, store, dispatcher, node, self.role, self.topics)
+            transfers = transfer_svc.app.build(own, store, bus, dispatcher, FakeCourier())
+            node, slots = transfers.node, transfers.homes
+        made = Service(own, store, slots, dispatcher, node, self.role, self.topics)
         self.centers[name] = made
         return made
 

@@ -22,9 +22,9 @@ from runtime.endpoint import Reply, ask
 from runtime.errors import RpcError
 from runtime.methods import OPERATOR_FILES, PEER_FILES, PUBLIC_FILES, method
 from sync_bus.jetstream import _delivery
-from tests.fakes import RecordingEndpoint, account, site, stamp
+from tests.fakes import RecordingEndpoint, account, stamp
 from tests.fuzz import run_episode
-from transfer_svc.inbound import Inbound
+from tests.unit.bank import bank
 
 INPUTS = 2_000
 GET_ACCOUNT = method("/duohuo.v1.AccountService/GetAccount")
@@ -71,9 +71,11 @@ def test_a_timestamp_from_outside_of_time_is_the_nearest(seconds: int) -> None:
     ],
     ids=lambda record: record.WhichOneof("body"),
 )
-def test_a_center_tells_only_of_accounts_that_are_at_home_there(record: LogRecord) -> None:
-    with pytest.raises(ValueError, match="another home"):
-        next(Inbound(site("b", "a", "b")).apply("a", record, stamp(0)))
+async def test_a_center_tells_only_of_accounts_that_are_at_home_there(record: LogRecord) -> None:
+    async with bank("a", "b") as two:
+        b = two.centers["b"]
+        with pytest.raises(ValueError, match="another home"):
+            await b.store.write("apply", b.inbound.apply("a", record, stamp(0)))
 
 
 async def test_an_answer_that_is_no_message_is_a_fault_of_its_sender() -> None:

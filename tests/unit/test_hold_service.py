@@ -277,12 +277,15 @@ async def test_a_payee_that_only_a_silent_center_knows_is_asked_for_again(two: C
     away = RecordingEndpoint(fails(unreachable("b", ran=False)))
     here = replace(plain, mesh=Mesh("a", {"a": nobody, "b": away}, plain.clock))
     store = two.centers["a"].store
-    service = HoldService(here, store, Payees(here, store), never_settled)
+    service = HoldService(here, store, Payees(here, store), never_settled, two.centers["a"].slots)
     with pytest.raises(RpcError) as error:
         await service.ReserveFunds(reserve(payee_account_id=account(3)), Incoming(ALICE, 5.0))
     assert (error.value.reason, error.value.ran) == ("PAYEE_HOME_UNAVAILABLE", False)
     assert "same hold_id" in error.value.advice
-    away.answer = says(LookupAccountResponse())
+    away.answer = says(LookupAccountResponse())  # which is not home of it any more
+    with pytest.raises(RpcError, match="PAYEE_HOME_UNAVAILABLE"):
+        await service.ReserveFunds(reserve(payee_account_id=account(3)), Incoming(ALICE, 5.0))
+    away.answer = says(LookupAccountResponse(certain=True))
     with pytest.raises(RpcError, match="PAYEE_NOT_FOUND"):
         await service.ReserveFunds(reserve(payee_account_id=account(3)), Incoming(ALICE, 5.0))
 
@@ -383,7 +386,6 @@ def test_holds_expire_by_themselves_on_time_and_without_asking_all_the_time() ->
                     "a",
                     hold_id,
                     order(ALICE, ALAN, 10),
-                    "a",
                     "",
                     clock.wall_ms() + lasts_ms,
                     stamp(),

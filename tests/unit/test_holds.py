@@ -318,7 +318,7 @@ async def test_the_ledger_itself_holds_no_more_than_there_is(two: Bank) -> None:
     store = two.centers["a"].store
     for minor_units in (101, -1):
         with pytest.raises(NotCovered):
-            await store.write("hold", ledger.hold_back(ALICE, minor_units))
+            await store.write("hold", ledger.hold_back("a", ALICE, minor_units))
     await two.reserve(ALICE, BOB, 60, "hold-1")
     for damage in (
         "UPDATE ledger_account SET held = 101 WHERE account_id = ?",

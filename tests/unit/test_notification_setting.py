@@ -66,6 +66,7 @@ def users(made: Centers, name: str, *, email_offered: bool = True) -> Users:
             EVERYWHERE,
             Revoker(one.site, one.store),
             Followers(list(one.site.mesh.peers), one.store),
+            one.slots,
             email_offered=email_offered,
         )
     )

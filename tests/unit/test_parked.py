@@ -42,7 +42,6 @@ from sync_bus.node import ServiceNode
 from tests.fakes import GENERATION, FakeClock, account, site, stamp, temporary_store
 from tests.unit.bank import Bank, Center, bank
 from transfer_svc import applications
-from transfer_svc.inbound import Inbound
 from transfer_svc.ledger import LEDGER
 
 ALICE, BOB, CAROL = account(0), account(2), account(4)
@@ -369,7 +368,7 @@ async def retry_all(center: Center) -> list[str]:
         center.site,
         center.store,
         NoBus(),
-        Inbound(center.site).apply,
+        center.inbound.apply,
         NoInspection(),
     )
     done = await node.RetryParked(RetryParkedRequest(), INCOMING)
@@ -427,7 +426,7 @@ async def test_a_copied_application_does_not_go_back(late: ApplicationState.Valu
 
     async with bank("a", "b") as made:
         here = made.centers["a"]
-        handler = Inbound(here.site).apply
+        handler = here.inbound.apply
         for state in (APPLICATION_STATE_SUCCEEDED, late):
             await here.store.write("apply", handler("b", changed(state), stamp(1)))
         found = await here.store.read(applications.find("q-b-001-" + "1" * 32))

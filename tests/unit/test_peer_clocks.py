@@ -5,6 +5,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
+from account_svc import app
 from account_svc import store as accounts
 from account_svc.revoker import Revoker
 from account_svc.service import AccountService
@@ -112,13 +113,14 @@ async def test_a_center_with_a_wrong_clock_refuses_profiles_and_passwords_until_
             resolves(),
             Revoker(here, store),
             Followers(["b", "c"], store),
+            app.slots_of(here, store),
             email_offered=True,
         )
         registering = RegisterRequest(
             identifier=next(
                 f"user-{n}@example.com"
                 for n in range(100)
-                if here.is_home(slot_of(f"user-{n}@example.com"))
+                if here.placement.home(slot_of(f"user-{n}@example.com")) == "a"
             ),
             password="the-old-password",
             request_id="request-1",

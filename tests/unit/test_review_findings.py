@@ -122,7 +122,12 @@ async def test_a_contradicting_decision_does_not_end_the_queues_worker(store: Sq
 async def test_a_decision_while_the_watcher_is_busy_is_not_missed(store: SqliteStore) -> None:
     here = site("a", "a", "b")
     service = TransferService(
-        here, store, Payees(here, store), lambda _source: 0, lambda _payer: None
+        here,
+        store,
+        Payees(here, store),
+        lambda _source: 0,
+        lambda _payer: None,
+        app.slots_of(here, store),
     )
     await accept(store, made())
     request = WatchApplicationsRequest(payer_account_id=made().payer_account_id)
@@ -236,7 +241,12 @@ async def test_applying_again_returns_the_first_answer_even_after_it_expired(
     clock = FakeClock()
     here = site("a", "a", "b", clock=clock)
     service = TransferService(
-        here, store, Payees(here, store), lambda _source: 0, lambda _payer: None
+        here,
+        store,
+        Payees(here, store),
+        lambda _source: 0,
+        lambda _payer: None,
+        app.slots_of(here, store),
     )
     request = ApplyTransferRequest(
         transfer_id="transfer-1",

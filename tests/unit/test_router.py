@@ -43,6 +43,7 @@ from tests.fakes import (
     RecordingEndpoint,
     account,
     fails,
+    in_turn,
     placement,
     says,
     see,
@@ -409,3 +410,50 @@ async def test_an_address_that_calls_too_often_is_refused_before_anything_is_loo
     assert set(reasons[:40]) == {"MALFORMED"}
     assert reasons[40] == "RATE_LIMITED"
     assert world.asked == ""
+
+
+def wrong_home(home: str, epoch: int) -> RpcError:
+    return RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "WRONG_HOME",
+        "it is not home",
+        details={"home": home, "epoch": str(epoch)},
+    )
+
+
+async def test_a_gateway_that_does_not_know_of_a_move_is_corrected_in_one_extra_trip() -> None:
+    world = World(b=fails(wrong_home("c", 8)))
+    await world.router.unary(about(HOME_FIRST_ONCE))
+    assert world.asked == "bc"
+    await world.router.unary(about(HOME_FIRST_ONCE))
+    assert world.asked == "bcc"
+    assert world.metadata("c")["duohuo-epoch"] == "8"
+    # Other slots are where they were.
+    await world.router.unary(about(HOME_FIRST_ONCE, account(4)))
+    assert world.asked == "bbccc"
+
+
+async def test_a_new_home_that_does_not_act_yet_is_asked_again() -> None:
+    answers = in_turn(fails(wrong_home("b", 7)), fails(wrong_home("b", 8)), says(Account()))
+    world = World(b=fails(wrong_home("c", 8)), c=answers)
+    await world.router.unary(about(HOME_FIRST_ONCE))
+    assert world.asked.count("c") == 3
+
+
+async def test_old_news_and_nonsense_teach_a_gateway_nothing() -> None:
+    for lie in (wrong_home("c", 6), wrong_home("nobody", 9)):
+        world = World(b=in_turn(fails(lie), says(Account()), says(Account())))
+        await world.router.unary(about(HOME_FIRST_ONCE))
+        await world.router.unary(about(HOME_FIRST_ONCE))
+        assert world.asked in ("bbb", "bbc")
+
+
+async def test_whoever_cannot_wait_for_the_new_home_hears_that_nothing_was_done() -> None:
+    world = World(b=fails(wrong_home("c", 8)), c=fails(wrong_home("b", 7)))
+    refused = await world.refusal(about(HOME_FIRST_ONCE, timeout_s=0.2))
+    assert (refused.code, refused.reason, refused.ran) == (
+        StatusCode.UNAVAILABLE,
+        "SLOT_MOVING",
+        False,
+    )
+    assert refused.retry_after_ms == 1000

@@ -51,7 +51,7 @@ async def one() -> AsyncIterator[Bank]:
 def service(one: Bank) -> TransferService:
     a = one.centers["a"]
     return TransferService(
-        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None
+        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None, a.slots
     )
 
 

@@ -392,7 +392,7 @@ async def test_nothing_is_known_of_an_id_that_was_never_used(two: Bank) -> None:
 async def test_the_gateway_that_took_a_call_is_kept_with_the_transfer(two: Bank) -> None:
     a = two.centers["a"]
     rpc = TransferService(
-        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None
+        a.site, a.store, Payees(a.site, a.store), lambda _source: 0, lambda _: None, a.slots
     )
     request = TransferRequest(
         transfer_id=ID,

@@ -19,6 +19,7 @@ from duohuo.v1.transfer_service_pb2 import (
 from transfer_svc import states
 from transfer_svc.states import (
     APPLICATION_OPEN,
+    HOLD_MOVED,
     Decision,
     HoldEvent,
     IllegalTransition,
@@ -52,13 +53,14 @@ CREDITED      CREDITED   -
 REFUNDED      -          REFUNDED
 """
 HOLD = """
-              CAPTURE    RELEASE    EXPIRE
-UNSPECIFIED   -          -          -
-REFUSED       -          -          -
-HELD          CAPTURED   RELEASED   EXPIRED
-CAPTURED      -          -          -
-RELEASED      -          RELEASED   -
-EXPIRED       -          -          -
+              CAPTURE    RELEASE    EXPIRE     MOVE
+UNSPECIFIED   -          -          -          -
+REFUSED       -          -          -          -
+HELD          CAPTURED   RELEASED   EXPIRED    MOVED
+CAPTURED      -          -          -          -
+RELEASED      -          RELEASED   -          -
+EXPIRED       -          -          -          -
+MOVED         -          -          -          -
 """
 # What operators want of an account: the status it shall have.
 ACCOUNT = """
@@ -93,7 +95,7 @@ def transfer_state(name: str) -> TransferState.ValueType:
 
 
 def hold_state(name: str) -> HoldState.ValueType:
-    return HoldState.Value(f"HOLD_STATE_{name}")
+    return HOLD_MOVED if name == "MOVED" else HoldState.Value(f"HOLD_STATE_{name}")
 
 
 def status(name: str) -> AccountStatus.ValueType:
@@ -102,7 +104,7 @@ def status(name: str) -> AccountStatus.ValueType:
 
 def test_the_tables_here_are_complete() -> None:
     held = {(hold_state(state), HoldEvent[event]) for state, event, _ in cells(HOLD)}
-    assert held == set(product(HoldState.values(), HoldEvent))
+    assert held == set(product((*HoldState.values(), HOLD_MOVED), HoldEvent))
     applied = {
         (application_state(state), application_event(event))
         for state, event, _ in cells(APPLICATION)

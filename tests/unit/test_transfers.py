@@ -25,7 +25,6 @@ from tests.unit.bank import Bank, bank
 from transfer_svc import ledger, transfers
 from transfer_svc.app import TOPICS
 from transfer_svc.audit import OVERDUE_AFTER_MS, Audit
-from transfer_svc.inbound import Inbound
 from transfer_svc.ledger import NotCovered
 from transfer_svc.rules import BALANCE_MINOR_UNITS_MAX
 from transfer_svc.states import IllegalTransition, TransferEvent
@@ -481,6 +480,6 @@ async def test_a_center_credits_only_its_own_accounts(two: Bank) -> None:
         heads = await center.store.read(log.heads())
         for source in (name, other):
             for topic in ("ledger", "applications"):
-                unit = Inbound(center.site).reconcile(source, topic)
+                unit = center.inbound.reconcile(source, topic)
                 assert await center.store.write("reconcile", unit) == 0
         assert await center.store.read(log.heads()) == heads

@@ -1,0 +1,407 @@
+"""Who is home of a slot: the first placement, and what was handed over since, in one service's store.
+
+The present home alone gives a slot away. It says so in its log, in the unit in which it ceases to act; all
+that it did as home stands before that. Whoever gets the slot acts for it from the unit on that applies that
+entry, and says so in turn. Others take nothing from the new home, once it has said so, before the old one's
+entry has come too. So two centers never act for a slot at a time, whatever is late or lost; between the two
+entries nobody does.
+
+A slot that was handed over needs what all of its former homes have done: nobody acts for one while a
+snapshot of another center is being installed.
+
+Each handover gives the slot its next epoch. What is known of it never changes, and is copied as all data
+are.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+import structlog
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+
+from duohuo.internal.v1.log_pb2 import LogRecord, SlotHandedOver, SlotTakenOver
+from runtime.errors import RpcError
+from runtime.ids import account_slot
+from runtime.placement import SLOTS, Placement
+from runtime.signal import Signal
+from runtime.store import Store, Unit, query
+from sync_bus import audit, inbox, log
+from sync_bus.copies import CopiedTable
+from sync_bus.inbox import NotYet
+from sync_bus.log import Stamp, Topic
+from sync_bus.site import Site
+
+LATE_INTERVAL_S = 1.0
+EPOCH_MAX = 1_000_000_000
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS first_home (
+  slot TEXT NOT NULL PRIMARY KEY, home TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS handover (
+  slot TEXT NOT NULL, epoch INTEGER NOT NULL, source TEXT NOT NULL, home TEXT NOT NULL,
+  PRIMARY KEY (slot, epoch)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS takeover (
+  slot TEXT NOT NULL, epoch INTEGER NOT NULL, source TEXT NOT NULL,
+  PRIMARY KEY (slot, epoch)) STRICT, WITHOUT ROWID;
+CREATE VIEW IF NOT EXISTS slot_home (slot, epoch, home, acts) AS
+  SELECT first_home.slot, coalesce(handover.epoch, 1),
+    coalesce(handover.home, first_home.home), handover.epoch IS NULL OR (EXISTS (
+      SELECT 1 FROM takeover
+      WHERE takeover.slot = handover.slot AND takeover.epoch = handover.epoch)
+      AND NOT EXISTS (SELECT 1 FROM cursor WHERE installing))
+  FROM first_home LEFT JOIN handover ON handover.slot = first_home.slot AND handover.epoch = (
+    SELECT max(epoch) FROM handover WHERE slot = first_home.slot);
+"""
+_logger = structlog.get_logger()
+TABLES = (
+    CopiedTable("handover", ("slot", "epoch", "source", "home"), keys=2, owner="source"),
+    CopiedTable("takeover", ("slot", "epoch", "source"), keys=2, owner="source"),
+)
+SLOT_OF = "substr({}, 2, 3)"
+"""In SQL, the slot of an account id."""
+
+T = TypeVar("T")
+
+Move = Callable[[int, int, str, Stamp], Unit[int]]
+"""What a service does with a slot's data besides: (slot, epoch, the other center, stamp); returns how many
+accounts it was about."""
+
+
+class Present(NamedTuple):
+    """The home of a slot as far as is known here. It acts unless it is not known to have taken over."""
+
+    slot: int
+    epoch: int
+    home: str
+    acts: bool
+
+
+def is_prepared() -> Unit[bool]:
+    rows = yield from query("SELECT count(*) FROM first_home")
+    return bool(rows[0][0] == SLOTS)
+
+
+def prepare(first: Placement) -> Unit[None]:
+    """Stores the placement that the mesh began with; it never changes any more."""
+    yield from query(
+        "INSERT INTO first_home SELECT printf('%03x', key), value FROM json_each(?) WHERE true"
+        " ON CONFLICT DO NOTHING",
+        "[" + ",".join(f'"{first.order[slot][0]}"' for slot in range(SLOTS)) + "]",
+    )
+
+
+def present(slot: int) -> Unit[Present]:
+    rows = yield from query("SELECT epoch, home, acts FROM slot_home WHERE slot = ?", _name(slot))
+    epoch, home, acts = rows[0]
+    return Present(slot, epoch, home, bool(acts))
+
+
+def moved() -> Unit[list[Present]]:
+    """All slots that were ever handed over."""
+    rows = yield from query(
+        "SELECT slot, epoch, home, acts FROM slot_home WHERE slot IN (SELECT slot FROM handover)"
+    )
+    return [Present(int(slot, 16), epoch, home, bool(acts)) for slot, epoch, home, acts in rows]
+
+
+def acts_for(center: str, slot: int) -> Unit[bool]:
+    """Does this center act as home of the slot, as far as is known here?"""
+    found = yield from present(slot)
+    return found.home == center and found.acts
+
+
+def speaks_for(source: str, slot: int) -> Unit[bool]:
+    """May this center say something as home of the slot, at the point of its log up to which that has been
+    applied here? What others have said since, or not yet, does not count."""
+    rows = yield from query(
+        "SELECT (SELECT home FROM first_home WHERE slot = ?1),"
+        " (SELECT max(epoch) FROM takeover WHERE slot = ?1 AND source = ?2),"
+        " (SELECT max(epoch) FROM handover WHERE slot = ?1 AND source = ?2)",
+        _name(slot),
+        source,
+    )
+    first, taken, given = rows[0]
+    if taken is None:
+        return bool(first == source and given is None)
+    return given is None or bool(taken > given)
+
+
+def require_speaks(source: str, topic: str, slot: int) -> Unit[None]:
+    """Raises ValueError if a center says something of a slot without being its home; NotYet if the entry
+    that makes it home is parked, as one from too far ahead."""
+    if (yield from speaks_for(source, slot)):
+        return
+    for record in (yield from _parked(source, topic)):
+        if record.HasField("slot_taken_over") and record.slot_taken_over.slot == slot:
+            raise NotYet
+    raise ValueError("only its home may tell this of an account, or of another home")
+
+
+def _lacks(slot: int, source: str, topic: str, hlc: int | None) -> Unit[bool]:
+    """Has something that the homes of a slot had done, before a source gave it away at `hlc`, not been
+    applied here?"""
+    if (yield from _is_installing()):
+        return True
+    rows = yield from query("SELECT source FROM handover WHERE slot = ?", _name(slot))
+    for home in sorted({source, *(row[0] for row in rows)}):
+        for record in (yield from _parked(home, topic)):
+            if hlc is None or record.hlc <= hlc:
+                return True
+    return False
+
+
+def _parked(source: str, topic: str) -> Unit[list[LogRecord]]:
+    """What could not be applied of a source; something that cannot be read may be of any time."""
+    rows = yield from query(
+        "SELECT record FROM parked WHERE source = ? AND topic = ?", source, topic
+    )
+    found = []
+    for (encoded,) in rows:
+        try:
+            found.append(LogRecord.FromString(encoded))
+        except DecodeError:
+            found.append(LogRecord())
+    return found
+
+
+def _is_installing() -> Unit[bool]:
+    rows = yield from query("SELECT 1 FROM cursor WHERE installing LIMIT 1")
+    return bool(rows)
+
+
+def payee_home(account: str, here: str) -> Unit[str]:
+    """The home of an account that is to be paid, as far as is known here; this center if there is no such
+    account. Raises RpcError SLOT_MOVING while it is about to become home of it."""
+    slot = account_slot(account)
+    if slot is None:
+        return here
+    found = yield from present(slot)
+    if found.home == here and not found.acts:
+        raise RpcError(
+            StatusCode.UNAVAILABLE,
+            "SLOT_MOVING",
+            f"center {here} is about to become home of slot {slot}",
+            retry_after_ms=1000,
+            advice="Ask again in a moment; nothing was done.",
+        )
+    return found.home
+
+
+def require(center: str, slot: int) -> Unit[None]:
+    """Raises RpcError WRONG_HOME, naming the right one, unless this center acts as home of the slot."""
+    found = yield from present(slot)
+    if found.home == center and found.acts:
+        return
+    raise RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "WRONG_HOME",
+        f"center {center} does not act as home of slot {slot}",
+        details={"home": found.home, "epoch": str(found.epoch), "slot": str(slot)},
+    )
+
+
+def in_progress(center: str) -> Unit[list[Present]]:
+    """Slots that a center has given away and nobody is known to have taken over."""
+    rows = yield from query(
+        "SELECT slot, epoch, slot_home.home FROM slot_home JOIN handover USING (slot, epoch)"
+        " WHERE NOT acts AND source = ?",
+        center,
+    )
+    return [Present(int(slot, 16), epoch, home, acts=False) for slot, epoch, home in rows]
+
+
+def _check(said: SlotHandedOver | SlotTakenOver) -> None:
+    """Raises ValueError if there is no such slot, or if no slot can be in such an epoch."""
+    if not (0 <= said.slot < SLOTS and 1 < said.epoch <= EPOCH_MAX):
+        raise ValueError("no such slot or epoch")
+
+
+def _name(slot: int) -> str:
+    return f"{slot:03x}"
+
+
+def _not_taken_over(here: str) -> Unit[list[tuple[int, int, str]]]:
+    """What was given to this center, which does not act for it: (slot, epoch, by whom)."""
+    rows = yield from query(
+        "SELECT handover.slot, epoch, handover.source FROM handover LEFT JOIN takeover"
+        " USING (slot, epoch) WHERE home = ? AND takeover.slot IS NULL",
+        here,
+    )
+    return [(int(slot, 16), epoch, source) for slot, epoch, source in rows]
+
+
+class Homes:
+    """The slots of one service at one center. Run `run` for as long as the service lives: it tells the
+    process's placement what has changed.
+
+    `move_out` and `move_in` are what the service does with a slot's data when it leaves here, and when it
+    has come; `do` what else is left undone by others and is the home's to do, some at a time.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        topic: Topic,
+        site: Site,
+        database: Store,
+        move_out: Move,
+        move_in: Move,
+        left_undone: Callable[[], Unit[bool]],
+        do: Callable[[], Unit[bool]],
+    ) -> None:
+        self._role = role
+        self._topic = topic
+        self._site = site
+        self._store = database
+        self._move_out = move_out
+        self._move_in = move_in
+        self._left_undone = left_undone
+        self._do = do
+        self.on_change: Callable[[], None] = lambda: None
+        self._touched: set[int] = set()
+        self._committed = Signal()
+        database.on_commit(self._on_commit)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._take_over_late())
+
+    async def _take_over_late(self) -> None:
+        """What something was lacking for when the slot was handed over, and can be done by now."""
+        while True:
+            await asyncio.sleep(LATE_INTERVAL_S)
+            with suppress(RpcError):
+                for one in await self._store.read(_not_taken_over(self._site.here)):
+                    with suppress(RpcError):
+                        await self._store.write("take over", self._late(*one))
+                while await self._store.read(self._left_undone()):
+                    if not await self._store.write("do what is left", self._do()):
+                        break
+
+    def _late(self, slot: int, epoch: int, source: str) -> Unit[None]:
+        topic = self._topic.name
+        diverged = (yield from inbox.copy_of(source, topic)).diverged
+        if not diverged and not (yield from _lacks(slot, source, topic, None)):
+            yield from self._take_over(slot, epoch, source, self._site.stamps.now())
+
+    async def _follow(self) -> None:
+        self._learn(await self._store.read(moved()))
+        while True:
+            committed = self._committed.next()
+            for slot in sorted(self._touched):
+                self._touched.discard(slot)
+                self._learn([await self._store.read(present(slot))])
+            await self._committed.wait(committed)
+
+    async def require(self, slot: int) -> None:
+        """Raises RpcError WRONG_HOME unless this center acts as home now; ask again in what it writes."""
+        await self._store.read(require(self._site.here, slot))
+
+    def acting(self, slot: int, unit: Unit[T]) -> Unit[T]:
+        """A unit that runs only while this center acts as home."""
+        yield from require(self._site.here, slot)
+        return (yield from unit)
+
+    def hand_over(self, slot: int, to: str, who: str, stamp: Stamp) -> Unit[tuple[Present, int]]:
+        """Gives a slot away, with all that its data needs; nothing if that was done before. Returns how it
+        stands, and how many accounts were moved."""
+        here = self._site.here
+        before = yield from present(slot)
+        if before.home == to:
+            return before, 0
+        yield from require(here, slot)
+        epoch = before.epoch + 1
+        self._touched.add(slot)
+        accounts = yield from self._move_out(slot, epoch, to, stamp)
+        yield from query("INSERT INTO handover VALUES (?, ?, ?, ?)", _name(slot), epoch, here, to)
+        handed = SlotHandedOver(slot=slot, epoch=epoch, home=to)
+        yield from log.append(self._topic, stamp, LogRecord(slot_handed_over=handed))
+        yield from audit.record(self._role, here, who, "hand over", f"slot {slot}", here, to, stamp)
+        return (yield from present(slot)), accounts
+
+    def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[bool]:
+        """The effect of a record about slots; False if it is about something else."""
+        match record.WhichOneof("body"):
+            case "slot_handed_over":
+                yield from self._handed_over(source, record, stamp)
+            case "slot_taken_over":
+                yield from self._taken_over(source, record.slot_taken_over)
+            case _:
+                return False
+        return True
+
+    def _handed_over(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+        given, topic = record.slot_handed_over, self._topic.name
+        _check(given)
+        yield from require_speaks(source, topic, given.slot)
+        yield from query(
+            "INSERT INTO handover VALUES (?, ?, ?, ?)",
+            _name(given.slot),
+            given.epoch,
+            source,
+            given.home,
+        )
+        self._touched.add(given.slot)
+        if given.home != self._site.here:
+            return
+        if (yield from _lacks(given.slot, source, topic, record.hlc)):
+            return
+        failed = ""
+        yield from query("SAVEPOINT take_over")
+        try:
+            yield from self._take_over(given.slot, given.epoch, source, stamp)
+        except RpcError as error:
+            # Something here was changed by hand. Once that has been repaired it will do.
+            yield from query("ROLLBACK TO take_over")
+            failed = error.reason
+        yield from query("RELEASE take_over")
+        if failed:
+            _logger.error("slot not taken over", slot=given.slot, reason=failed)
+
+    def _take_over(self, slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[None]:
+        here = self._site.here
+        yield from query("INSERT INTO takeover VALUES (?, ?, ?)", _name(slot), epoch, here)
+        taken = SlotTakenOver(slot=slot, epoch=epoch)
+        yield from log.append(self._topic, stamp, LogRecord(slot_taken_over=taken))
+        yield from self._move_in(slot, epoch, source, stamp)
+        self._touched.add(slot)
+
+    def _taken_over(self, source: str, taken: SlotTakenOver) -> Unit[None]:
+        _check(taken)
+        given = yield from query(
+            "SELECT home FROM handover WHERE slot = ? AND epoch = ?",
+            _name(taken.slot),
+            taken.epoch,
+        )
+        if not given:
+            raise NotYet
+        if given != [(source,)]:
+            raise ValueError("this slot was given to another center")
+        yield from query(
+            "INSERT INTO takeover VALUES (?, ?, ?)", _name(taken.slot), taken.epoch, source
+        )
+        self._touched.add(taken.slot)
+
+    def _on_commit(self) -> None:
+        if self._touched:
+            self._committed.notify()
+
+    def _learn(self, homes: Iterable[Present]) -> None:
+        for one in homes:
+            self._site.placement.learn(one.slot, one.epoch, one.home)
+        self.on_change()
+
+
+def nothing_left() -> Unit[bool]:
+    """For a service that owes others nothing."""
+    yield from ()
+    return False
+
+
+def nothing_moves(_slot: int, _epoch: int, _center: str, _stamp: Stamp) -> Unit[int]:
+    """For a service whose rows stand for themselves, whoever is home."""
+    yield from ()
+    return 0
