@@ -170,7 +170,7 @@ def build(
         return (yield from registry.release(account_id, site.here, site.stamps.now()))
 
     inspection = _Inspection(site, database)
-    node = ServiceNode(ROLE, TOPICS, site, database, bus, apply, inspection, reconcile)
+    node = ServiceNode(ROLE, TOPICS, site, database, bus, apply, inspection, reconcile, slots.join)
     revoker = Revoker(site, database)
     service = AccountService(
         site,

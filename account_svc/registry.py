@@ -5,6 +5,7 @@ for which it was claimed later (`claim`). Its home center alone writes either. W
 claimed for it an account uses at present is a field of its profile, which any center may write.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from grpc import StatusCode
@@ -160,6 +161,16 @@ def require_present(account_id: str) -> Unit[None]:
     """Raises RpcError ACCOUNT_ERASED if what was personal of it is gone."""
     if (yield from erasure.is_erased(account_id)):
         raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_ERASED", "this account has been erased")
+
+
+def count_in(slots: Iterable[int]) -> Unit[int]:
+    """How many accounts there are in these slots."""
+    rows = yield from query(
+        f"SELECT count(*) FROM account WHERE {homes.SLOT_OF.format('account_id')}"  # noqa: S608 - constant names
+        " IN (SELECT value FROM json_each(?))",
+        homes.listed(slots),
+    )
+    return int(rows[0][0])
 
 
 def held_twice() -> Unit[list[tuple[str, str]]]:

@@ -38,6 +38,8 @@ from duohuo.v1.account_service_pb2 import (
     UpdateProfileRequest,
 )
 from duohuo.v1.operator_service_pb2 import (
+    CountSlotsRequest,
+    CountSlotsResponse,
     EraseAccountResponse,
     FieldVersion,
     ListVersionsRequest,
@@ -339,6 +341,11 @@ class AccountService:
             return LookupAccountResponse()
         certain = await self._store.read(homes.acts_for(self._site.here, slot))
         return LookupAccountResponse(certain=certain)
+
+    async def CountSlots(
+        self, request: CountSlotsRequest, _incoming: Incoming
+    ) -> CountSlotsResponse:
+        return CountSlotsResponse(accounts=await self._store.read(registry.count_in(request.slots)))
 
     async def ListVersions(
         self, request: ListVersionsRequest, _incoming: Incoming

@@ -20,6 +20,7 @@ async def follow_homes(center: Endpoint, placement: Placement) -> None:
         with suppress(RpcError):
             asked = ListHomesRequest()
             found = await ask(center, _LIST_HOMES, asked, ListHomesResponse, TIMEOUT_S)
+            placement.begin_with([found.first_centers[one] for one in found.first_homes])
             for one in found.homes:
                 placement.learn(one.slot, one.epoch, one.home)
         await asyncio.sleep(INTERVAL_S)

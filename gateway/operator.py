@@ -32,6 +32,8 @@ from duohuo.v1.operator_service_pb2 import (
     CenterFacts,
     CenterStatus,
     CloseAccountRequest,
+    CountSlotsRequest,
+    CountSlotsResponse,
     DepositRequest,
     DepositResponse,
     DropNotificationRequest,
@@ -47,6 +49,7 @@ from duohuo.v1.operator_service_pb2 import (
     FreezeAccountRequest,
     GetAccountControlRequest,
     GetFactsRequest,
+    GetPlacementRequest,
     GetRouteRequest,
     GetStatusRequest,
     ListAuditRequest,
@@ -61,6 +64,7 @@ from duohuo.v1.operator_service_pb2 import (
     MoveSlotResponse,
     ParkedAction,
     PeerStatus,
+    PlacementView,
     RetryNotificationsRequest,
     RetryNotificationsResponse,
     RetryParkedRequest,
@@ -160,6 +164,28 @@ class OperatorServicer:
         asked = GetControlRequest(account_id=account)
         method = peer_method("transfer", "GetControl")
         return await self._at_home(slot, method, asked, AccountControl, incoming)
+
+    async def GetPlacement(
+        self, _request: GetPlacementRequest, _incoming: Incoming
+    ) -> PlacementView:
+        placement = self._placement
+        centers = sorted({*placement.centers, *(placement.home(slot) for slot in range(SLOTS))})
+        return PlacementView(
+            centers=centers,
+            homes=[centers.index(placement.home(slot)) for slot in range(SLOTS)],
+            epochs=[placement.epoch_of(slot) for slot in range(SLOTS)],
+        )
+
+    async def CountSlots(
+        self, request: CountSlotsRequest, _incoming: Incoming
+    ) -> CountSlotsResponse:
+        counted = CountSlotsResponse()
+        for role in ("account", "transfer"):
+            method = peer_method(role, "CountSlots")
+            counted.MergeFrom(
+                await ask(self._mesh.local, method, request, CountSlotsResponse, ROLE_TIMEOUT_S)
+            )
+        return counted
 
     async def MoveSlot(self, request: MoveSlotRequest, incoming: Incoming) -> MoveSlotResponse:
         slot = request.slot

@@ -1,18 +1,26 @@
 """`duohuo route`: where users' calls go, and how to have them go elsewhere."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ops.arguments import Payee, state_of
-from ops.output import Failure, Format, Output, command, say
+from ops.output import Failure, Format, Output, command, progress, say
+
+if TYPE_CHECKING:
+    from duohuo.v1.operator_service_pb2 import CountSlotsResponse, PlacementView
+    from ops.slot_plan import Step
+
+Drained = Annotated[str, typer.Argument(metavar="CENTER", help="Which center.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the program."""
     route = typer.Typer(no_args_is_help=True, help="Where users' calls go.")
     route.command()(show)
-    route.command()(move)
+    for work in (move, plan, apply, drain, undrain):
+        route.command()(work)
     app.add_typer(route, name="route")
 
 
@@ -94,3 +102,149 @@ async def move(
         request.user = user
     done = await ask_some_operator(state_of(context), "MoveSlot", request, MoveSlotResponse)
     say(output, moved(done), plain(done))
+
+
+@command
+async def plan(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Option(help="Where to write the plan, for apply.")] = None,
+    away_from: Annotated[
+        str | None, typer.Option("--drain", help="Everything away from this center.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How much each center shall have, such as a=1,b=1,c=2.")
+    ] = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Show which slots would move, and what is in them. Changes nothing.
+
+    Example: duohuo route plan --drain a --file away-from-a.json
+    """
+    from dataclasses import asdict
+
+    from ops import slot_plan
+    from ops.plain import plain
+
+    if (away_from is None) == (weights is None):
+        raise Failure("either --drain or --weights must be given")
+    view = await _placement(context)
+    if away_from is not None:
+        steps = slot_plan.drain(view, _known(context, away_from), _centers(context))
+    else:
+        steps = slot_plan.spread(view, _weights(context, weights or ""))
+    counted = await _counted(context, steps)
+    if file is not None:
+        slot_plan.save(steps, file)
+    text = slot_plan.shown(steps, counted)
+    if file is not None and steps:
+        text += f"\nTo do it: duohuo route apply {file}"
+    say(output, text, {"steps": [asdict(step) for step in steps], **plain(counted)})
+
+
+@command
+async def apply(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A plan that route plan has written.")],
+    output: Output = Format.TEXT,
+) -> None:
+    """Move what a plan says, but for what has changed since. Again after a crash, it goes on.
+
+    Example: duohuo route apply away-from-a.json
+    """
+    from ops import slot_plan
+
+    await _execute(context, slot_plan.load(file), output)
+
+
+@command
+async def drain(context: typer.Context, center: Drained, output: Output = Format.TEXT) -> None:
+    """Move all slots of a center to the others, so that it can be stopped.
+
+    Example: duohuo route drain a
+    """
+    from ops import slot_plan
+
+    view = await _placement(context)
+    steps = slot_plan.drain(view, _known(context, center), _centers(context))
+    await _execute(context, steps, output)
+
+
+@command
+async def undrain(context: typer.Context, center: Drained, output: Output = Format.TEXT) -> None:
+    """Give a center its share of all slots, as at the beginning.
+
+    Example: duohuo route undrain a
+    """
+    from ops import slot_plan
+
+    _known(context, center)
+    weights = dict.fromkeys(_centers(context), 1)
+    steps = slot_plan.spread(await _placement(context), weights)
+    await _execute(context, [step for step in steps if step.to == center], output)
+
+
+async def _execute(context: typer.Context, steps: "list[Step]", output: Format) -> None:
+    from dataclasses import asdict
+
+    from ops import slot_plan
+
+    done = await slot_plan.execute(state_of(context), steps, progress())
+    if done.failed:
+        step, error = done.failed[0]
+        raise Failure(
+            f"{done.moved} slots moved, {len(done.failed)} did not; slot {step.slot}: {error.message}",
+            error.reason,
+            advice="What has moved stays so. Do the same again to go on; see duohuo status.",
+        )
+    text = f"{done.moved} slots moved"
+    if done.overtaken:
+        text += f"; {len(done.overtaken)} had been moved by somebody else since the plan was made"
+    say(
+        output,
+        text,
+        {"moved": done.moved, "overtaken": [asdict(step) for step in done.overtaken]},
+    )
+
+
+async def _placement(context: typer.Context) -> "PlacementView":
+    from duohuo.v1.operator_service_pb2 import GetPlacementRequest, PlacementView
+    from ops.client import ask_some_operator
+
+    asked = GetPlacementRequest()
+    return await ask_some_operator(state_of(context), "GetPlacement", asked, PlacementView)
+
+
+async def _counted(context: typer.Context, steps: "list[Step]") -> "CountSlotsResponse":
+    from duohuo.v1.operator_service_pb2 import CountSlotsRequest, CountSlotsResponse
+    from ops.client import ask_some_operator
+
+    asked = CountSlotsRequest(slots=[step.slot for step in steps])
+    return await ask_some_operator(state_of(context), "CountSlots", asked, CountSlotsResponse)
+
+
+def _centers(context: typer.Context) -> list[str]:
+    from ops import mesh_file
+
+    return list(mesh_file.read(state_of(context)).centers)
+
+
+def _known(context: typer.Context, center: str) -> str:
+    centers = _centers(context)
+    if center not in centers:
+        raise Failure(f"there is no center {center}; there is {', '.join(centers)}")
+    return center
+
+
+def _weights(context: typer.Context, given: str) -> dict[str, int]:
+    """Raises Failure unless each center has a weight, and one of them some."""
+    try:
+        weights = {
+            name: int(weight) for name, weight in (one.split("=") for one in given.split(","))
+        }
+    except ValueError:
+        raise Failure("--weights must look like a=1,b=1,c=2") from None
+    if sorted(weights) != sorted(_centers(context)):
+        raise Failure(f"--weights must name each of the centers: {', '.join(_centers(context))}")
+    if min(weights.values()) < 0 or max(weights.values()) == 0 or max(weights.values()) > 100:
+        raise Failure("weights must be from 0 to 100, and not all 0")
+    return weights

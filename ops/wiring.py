@@ -135,13 +135,14 @@ class _App(Protocol):
 
 
 async def _place(store: Store, site: Site) -> None:
-    """Stores the first placement, once."""
+    """Stores the first placement, once; from then on it is what is stored."""
     while not await store.read(homes.is_prepared()):
         try:
             await store.write("place", homes.prepare(site.placement))
         except RpcError as error:
             _logger.warning("a new store must wait", reason=error.reason)
             await asyncio.sleep(PREPARE_RETRY_S)
+    site.placement.begin_with(await store.read(homes.first()))
 
 
 async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:

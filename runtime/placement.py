@@ -38,6 +38,14 @@ class Placement:
         """One that learns by itself, from what this one began with."""
         return Placement(self._first_epoch, self.centers, self.order)
 
+    def begin_with(self, homes: Sequence[str]) -> None:
+        """Takes the homes that the mesh began with, which need not be what is computed for the centers that
+        it has by now. What was learned stays."""
+        for slot, home in enumerate(homes):
+            if slot not in self.moved and home != self.home(slot):
+                others = (center for center in self.order[slot] if center != home)
+                self.order[slot] = (home, *others)  # type: ignore[index] # a list, since __post_init__
+
     def home(self, slot: int) -> str:
         return self.order[slot][0]
 

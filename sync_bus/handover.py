@@ -40,6 +40,7 @@ class HandoverServicer:
         self._site = site
         self._store = database
         self._homes = own
+        self._followers = {peer: Followers([peer], database) for peer in site.mesh.peers}
         self._committed = Signal()
         database.on_commit(self._committed.notify)
 
@@ -69,13 +70,17 @@ class HandoverServicer:
 
     async def ListHomes(self, _request: ListHomesRequest, _incoming: Incoming) -> ListHomesResponse:
         found = await self._store.read(homes.moved())
+        first = await self._store.read(homes.first())
+        centers = sorted(set(first))
         return ListHomesResponse(
-            homes=[SlotHome(slot=one.slot, epoch=one.epoch, home=one.home) for one in found]
+            homes=[SlotHome(slot=one.slot, epoch=one.epoch, home=one.home) for one in found],
+            first_centers=centers,
+            first_homes=[centers.index(home) for home in first],
         )
 
     async def _require_near(self, to: str) -> None:
         """Users of the slot wait for as long as its new home is behind."""
-        followers = Followers([to], self._store)
+        followers = self._followers[to]
         behind = [await followers.wait(topic, CATCH_UP_S_MAX) for topic in self._topics]
         if any(behind) or not self._site.mesh.reachable(to):
             raise RpcError(

@@ -14,7 +14,7 @@ are.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
@@ -23,8 +23,11 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from duohuo.internal.v1.log_pb2 import LogRecord, SlotHandedOver, SlotTakenOver
+from duohuo.internal.v1.peer_services_pb2 import ListHomesRequest, ListHomesResponse
+from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.ids import account_slot
+from runtime.methods import peer_method
 from runtime.placement import SLOTS, Placement
 from runtime.signal import Signal
 from runtime.store import Store, Unit, query
@@ -35,6 +38,7 @@ from sync_bus.log import Stamp, Topic
 from sync_bus.site import Site
 
 LATE_INTERVAL_S = 1.0
+JOIN_TIMEOUT_S = 2.0
 EPOCH_MAX = 1_000_000_000
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS first_home (
@@ -90,6 +94,17 @@ def prepare(first: Placement) -> Unit[None]:
         " ON CONFLICT DO NOTHING",
         "[" + ",".join(f'"{first.order[slot][0]}"' for slot in range(SLOTS)) + "]",
     )
+
+
+def first() -> Unit[list[str]]:
+    """The home of each slot at the beginning."""
+    rows = yield from query("SELECT home FROM first_home ORDER BY slot")
+    return [home for (home,) in rows]
+
+
+def _replace_first(found: Sequence[str]) -> Unit[None]:
+    for slot, home in enumerate(found):
+        yield from query("UPDATE first_home SET home = ? WHERE slot = ?", home, _name(slot))
 
 
 def present(slot: int) -> Unit[Present]:
@@ -212,6 +227,11 @@ def in_progress(center: str) -> Unit[list[Present]]:
     return [Present(int(slot, 16), epoch, home, acts=False) for slot, epoch, home in rows]
 
 
+def listed(slots: Iterable[int]) -> str:
+    """Slots as a JSON array of their names, for SQL."""
+    return "[" + ",".join(f'"{_name(slot)}"' for slot in slots) + "]"
+
+
 def _check(said: SlotHandedOver | SlotTakenOver) -> None:
     """Raises ValueError if there is no such slot, or if no slot can be in such an epoch."""
     if not (0 <= said.slot < SLOTS and 1 < said.epoch <= EPOCH_MAX):
@@ -295,6 +315,28 @@ class Homes:
                 self._touched.discard(slot)
                 self._learn([await self._store.read(present(slot))])
             await self._committed.wait(committed)
+
+    async def join(self, peers: Sequence[str]) -> None:
+        """For a store that is about to begin: takes the homes that the mesh began with from who knows them.
+        Raises RpcError if one that may know does not answer."""
+        for peer in peers:
+            try:
+                found = await ask(
+                    self._site.mesh.at(peer),
+                    peer_method(self._role, "ListHomes"),
+                    ListHomesRequest(),
+                    ListHomesResponse,
+                    JOIN_TIMEOUT_S,
+                )
+            except RpcError as error:
+                if error.reason == "CENTER_RECOVERING":
+                    continue  # it knows no more than this one, or will say so itself
+                raise
+            began = [found.first_centers[number] for number in found.first_homes]
+            if len(began) == SLOTS and began != await self._store.read(first()):
+                await self._store.write("join", _replace_first(began))
+                self._site.placement.begin_with(began)
+            return
 
     async def require(self, slot: int) -> None:
         """Raises RpcError WRONG_HOME unless this center acts as home now; ask again in what it writes."""

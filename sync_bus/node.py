@@ -39,7 +39,7 @@ from sync_bus.feed import FeedServicer
 from sync_bus.growth import Growth
 from sync_bus.inbox import Handler
 from sync_bus.log import Stamp, Topic
-from sync_bus.recovery import Recovery
+from sync_bus.recovery import Join, Recovery, nothing_to_learn
 from sync_bus.replicator import Replicator
 from sync_bus.site import Site
 from sync_bus.snapshot import Reconcile, Snapshots, SnapshotServicer
@@ -99,6 +99,7 @@ class ServiceNode:
         handler: Handler,
         inspection: Inspection,
         reconcile: Reconcile = nothing_to_reconcile,
+        join: Join = nothing_to_learn,
     ) -> None:
         self.role = role
         snapshots = Snapshots(role, topics, database, site.mesh, site.stamps, reconcile)
@@ -111,6 +112,7 @@ class ServiceNode:
             snapshots,
             reconcile,
             lone_start=site.lone_start,
+            join=join,
         )
         self.refusal = self._recovery.refusal
         self.wait_alive = self._recovery.wait_alive

@@ -12,7 +12,7 @@ have numbers that the others have seen, and they would take it for what they hav
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -33,7 +33,14 @@ ONLY_ASK_TIMEOUT_S = 1.0
 RETRY_DELAY_S = 0.5
 REASON = "CENTER_RECOVERING"
 
+Join = Callable[[Sequence[str]], Awaitable[None]]
+"""Learns from peers that have answered what a new store must know. Raises RpcError."""
+
 _logger = structlog.get_logger()
+
+
+async def nothing_to_learn(_peers: Sequence[str]) -> None:
+    """For services that every center begins alike."""
 
 
 class Recovery:
@@ -50,7 +57,9 @@ class Recovery:
         reconcile: Reconcile,
         *,
         lone_start: bool,
+        join: Join,
     ) -> None:
+        self._join = join
         self._role = role
         self._topics = topics
         self._store = store
@@ -126,6 +135,7 @@ class Recovery:
         while True:
             try:
                 generation, answers = await self._seal()
+                await self._join(sorted(answers))
                 positions = await self._restore(answers)
                 unit = self._begin_life(generation, positions)
                 await self._store.write("begin life", unit)

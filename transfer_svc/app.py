@@ -109,6 +109,7 @@ def build(
         inbound.apply,
         Audit(site, database, TOPICS),
         inbound.reconcile,
+        slots.join,
     )
     payees = Payees(site, database)
     queue = dispatch.QueueWorker(site, database)

@@ -5,18 +5,20 @@ from duohuo.v1.operator_service_pb2 import (
     ACCOUNT_STATUS_UNSPECIFIED,
     AccountControl,
     AccountControlChange,
+    CountSlotsRequest,
+    CountSlotsResponse,
 )
 from runtime.dispatcher import Incoming
 from runtime.errors import invalid
 from runtime.store import Store, Unit
 from sync_bus.homes import Homes
 from sync_bus.site import Site
-from transfer_svc import controls, rules
+from transfer_svc import controls, moving, rules
 from transfer_svc.controls import Change
 
 
 class ControlService:
-    """Serves ChangeControl and GetControl, as the home of the account alone."""
+    """Serves ChangeControl and GetControl, as the home of the account alone; and CountSlots."""
 
     def __init__(self, site: Site, database: Store, slots: Homes) -> None:
         self._homes = slots
@@ -42,6 +44,11 @@ class ControlService:
         await self._homes.require(self._site.slot_of(request.account_id))
         control = await self._store.read(controls.find(request.account_id))
         return control.message(self._site.here, await self._paid_today(request.account_id))
+
+    async def CountSlots(
+        self, request: CountSlotsRequest, _incoming: Incoming
+    ) -> CountSlotsResponse:
+        return await self._store.read(moving.count_in(request.slots))
 
     def _change(self, request: ChangeControlRequest, who: str) -> Unit[Change]:
         here, stamp = self._site.here, self._site.stamps.now()

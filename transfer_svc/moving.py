@@ -9,14 +9,19 @@ debit in transit is settled by whoever debited it.
 What others sent to the account meanwhile, and nobody has answered, the new home answers when it takes over.
 """
 
+from collections.abc import Iterable
+
 from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_MOVE_IN,
     POSTING_KIND_MOVE_OUT,
     Posting,
     PostingKind,
 )
+from duohuo.v1.money_pb2 import Money
+from duohuo.v1.operator_service_pb2 import CountSlotsResponse
 from duohuo.v1.transfer_service_pb2 import HOLD_STATE_HELD
 from runtime.store import Unit, query
+from sync_bus import homes
 from sync_bus.log import Stamp
 from transfer_svc import holds, ledger
 from transfer_svc.states import HoldEvent
@@ -68,6 +73,32 @@ def move_in(center: str, slot: int, epoch: int, source: str, stamp: Stamp) -> Un
 def move_id(slot: int, epoch: int) -> str:
     """Stands for the transfer id in the entries of a move. No client can make one."""
     return f"move.{slot:03x}.{epoch}"
+
+
+def count_in(slots: Iterable[int]) -> Unit[CountSlotsResponse]:
+    """What the accounts of these slots have."""
+    wanted = homes.listed(slots)
+    in_slots = f"{homes.SLOT_OF.format('{}')} IN (SELECT value FROM json_each(?))"  # noqa: S608 - constant names
+    balances = yield from query(
+        "SELECT currency, sum(balance) FROM ledger_account"  # noqa: S608 - constant names
+        f" WHERE {in_slots.format('account_id')} AND account_id NOT LIKE '%.%'"
+        " GROUP BY currency ORDER BY currency",
+        wanted,
+    )
+    applications = yield from query(
+        "SELECT count(*) FROM application WHERE state IN (1, 2, 7)"  # noqa: S608 - constant names
+        f" AND {in_slots.format('payer_account_id')}",
+        wanted,
+    )
+    open_holds = yield from query(
+        f"SELECT count(*) FROM hold WHERE state = 2 AND {in_slots.format('payer_account_id')}",  # noqa: S608 - constant names
+        wanted,
+    )
+    return CountSlotsResponse(
+        balances=[Money(currency_code=code, minor_units=units) for code, units in balances],
+        applications_open=applications[0][0],
+        holds_open=open_holds[0][0],
+    )
 
 
 def _accounts(slot: int) -> tuple[str, str]:

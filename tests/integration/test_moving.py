@@ -1,7 +1,9 @@
 """Slots move between real centers under load: nobody notices, and nothing is lost, whoever dies."""
 
 import asyncio
+import json
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +34,7 @@ async def test_users_go_on_while_their_slots_move(mesh: RunningMesh) -> None:
         for _ in range(ROUNDS):
             await move_everybody(load)
         await load.more()
-        ended = [one for one in load.history.operations[before:] if one.end_s]
-        noticed = [one for one in ended if one.reason in NOTICED or one.outcome is Outcome.UNKNOWN]
-        assert [str(one) for one in noticed] == []
+        assert noticed(load, before) == []
         homes = {load.stage.placement.epoch_of(slot_of(user.identifier)) for user in load.users}
         assert min(homes) > ROUNDS
         await load.settled()
@@ -101,3 +101,42 @@ def test_an_operator_moves_a_user(mesh: RunningMesh) -> None:
         (role, f"slot {slot}", "a", "b") for role in ("account", "transfer")
     }
     wait_until(lambda: cli.json("verify")["passed"])
+
+
+async def test_a_drained_center_can_be_stopped_and_nobody_notices(
+    mesh: RunningMesh, tmp_path: Path
+) -> None:
+    """But that whoever logged in there logs in again. Of the plan only what matters to these users is done:
+    the other two thousand slots would take a minute."""
+    plan = tmp_path / "plan.json"
+    async with load_on(mesh) as load:
+        await load.more()
+        before = len(load.history.operations)
+        run = asyncio.to_thread
+        planned = await run(mesh.cli.json, "route", "plan", "--drain", "a", "--file", str(plan))
+        assert {step["source"] for step in planned["steps"]} == {"a"}
+        assert planned["accounts"] > 0
+        ours = {slot_of(user.identifier) for user in load.users}
+        some = [step for step in planned["steps"] if step["slot"] in ours]
+        plan.write_text(json.dumps(some))
+        for _ in range(2):  # the second time there is nothing left to be done
+            moved = await run(mesh.cli.json, "route", "apply", str(plan))
+            assert moved == {"moved": len(some), "overtaken": []}
+        assert noticed(load, before) == []
+        load.stage.disturb("a")
+        before = len(load.history.operations)
+        await run(mesh.cli.json, "center", "stop", "a")
+        await load.more()
+        assert [one for one in noticed(load, before) if "HOME_CENTER_UNAVAILABLE" in one] == []
+        await run(mesh.cli.json, "center", "start", "a")
+        await load.stage.calm("a", within_s=30.0)
+        back = await run(mesh.cli.json, "route", "undrain", "a")
+        assert back["moved"] >= len(some)  # also what earlier tests have moved
+        await load.more()
+        await load.settled()
+
+
+def noticed(load: Load, before: int) -> list[str]:
+    """What users were told since, by then, that they should not have been."""
+    ended = [one for one in load.history.operations[before:] if one.end_s]
+    return [str(one) for one in ended if one.reason in NOTICED or one.outcome is Outcome.UNKNOWN]

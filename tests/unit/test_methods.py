@@ -191,7 +191,9 @@ OPERATOR_NAMES = {one.name for one in OPERATOR.values()}
 
 def test_operators_and_peers_have_rpcs_of_their_own() -> None:
     looks = {one.name for one in OPERATOR.values() if one.access == ACCESS_VIEWER}
-    assert looks == {name for name in OPERATOR_NAMES if name.startswith(("Get", "List", "Find"))}
+    assert looks == {
+        name for name in OPERATOR_NAMES if name.startswith(("Get", "List", "Find", "Count"))
+    }
     acts = {one.name for one in OPERATOR.values() if one.access == ACCESS_OPERATOR}
     assert looks | acts == OPERATOR_NAMES
     assert {one.access for one in PEER.values()} == {ACCESS_PEER}

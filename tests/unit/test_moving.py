@@ -24,9 +24,10 @@ from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.ids import account_slot
 from runtime.methods import peer_method
+from runtime.placement import SLOTS
 from runtime.store import Unit, query
 from sync_bus import handover, homes, inbox, log
-from tests.fakes import account
+from tests.fakes import account, placement
 from tests.unit.centers import Centers, centers
 from transfer_svc import holds, ledger
 
@@ -442,3 +443,27 @@ async def test_a_transfer_to_a_slot_that_is_just_coming_here_waits(three: Center
 def lacks(*_: object) -> Unit[bool]:
     yield from query("SELECT 1")
     return True
+
+
+async def test_a_new_center_takes_the_homes_that_the_mesh_began_with() -> None:
+    """Computed for three centers, a third of the slots would be at home at the new one at once."""
+    async with centers("a", "b", "c") as three:
+        began = placement("a", "b")
+        for name in ("a", "b"):
+            store = three.service(name).store
+            await store.write("began", homes._replace_first([began.home(s) for s in range(SLOTS)]))
+        assert await acting(three, CAROL) == ["a", "c"]
+        c = await three.recover("c")
+        assert await acting(three, CAROL) == ["a"]
+        assert c.site.placement.home(account_slot(CAROL) or 0) == "a"
+        await three.settle()
+        await move(three, CAROL, "a", "c")
+        assert await acting(three, CAROL) == ["c"]
+
+
+async def test_a_new_center_waits_for_who_may_know_them() -> None:
+    async with centers("a", "b") as two:
+        b = two.service("b")
+        two.hush("a")
+        with pytest.raises(RpcError, match="CENTER_UNREACHABLE"):
+            await b.slots.join(["a"])

@@ -270,7 +270,7 @@ class TestRestoring:
             a = await three.recover("a")
             assert await a.balance(ALICE) == 15
             asked = {name: [call.method.name for call in three.lines[name].seen] for name in "bc"}
-            assert asked == {"b": ["Seal", "Copy"], "c": ["Seal", "Copy"]}
+            assert asked == {"b": ["Seal", "ListHomes", "Copy"], "c": ["Seal", "Copy"]}
             assert await a.store.read(log.heads()) == {
                 "ledger": 2,
                 "applications": 1,
@@ -329,7 +329,7 @@ class TestRestoring:
             await b.store.write("begin", inbox.begin_install("a", "ledger"))
             three.lines["b"].seen.clear()
             a = await three.recover("a")
-            assert [call.method.name for call in three.lines["b"].seen] == ["Seal"]
+            assert [call.method.name for call in three.lines["b"].seen] == ["Seal", "ListHomes"]
             assert await a.balance(ALICE) == 10
 
     async def test_a_copy_that_is_incomplete_is_not_taken_for_the_whole(self) -> None:
