@@ -14,6 +14,7 @@ are.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
@@ -280,7 +281,9 @@ class Homes:
         self._left_undone = left_undone
         self._do = do
         self.on_change: Callable[[], None] = lambda: None
-        self._touched: set[int] = set()
+        self._touched: deque[int] = deque()  # units run in the store's thread
+        self._again: list[int] = []
+        """Looked at once, perhaps before what had touched them was committed."""
         self._committed = Signal()
         database.on_commit(self._on_commit)
 
@@ -311,8 +314,10 @@ class Homes:
         self._learn(await self._store.read(moved()))
         while True:
             committed = self._committed.next()
-            for slot in sorted(self._touched):
-                self._touched.discard(slot)
+            looked_at, self._again = self._again, []
+            while self._touched:
+                self._again.append(self._touched.popleft())
+            for slot in dict.fromkeys([*looked_at, *self._again]):
                 self._learn([await self._store.read(present(slot))])
             await self._committed.wait(committed)
 
@@ -356,7 +361,7 @@ class Homes:
             return before, 0
         yield from require(here, slot)
         epoch = before.epoch + 1
-        self._touched.add(slot)
+        self._touched.append(slot)
         accounts = yield from self._move_out(slot, epoch, to, stamp)
         yield from query("INSERT INTO handover VALUES (?, ?, ?, ?)", _name(slot), epoch, here, to)
         handed = SlotHandedOver(slot=slot, epoch=epoch, home=to)
@@ -386,7 +391,7 @@ class Homes:
             source,
             given.home,
         )
-        self._touched.add(given.slot)
+        self._touched.append(given.slot)
         if given.home != self._site.here:
             return
         if (yield from _lacks(given.slot, source, topic, record.hlc)):
@@ -409,7 +414,7 @@ class Homes:
         taken = SlotTakenOver(slot=slot, epoch=epoch)
         yield from log.append(self._topic, stamp, LogRecord(slot_taken_over=taken))
         yield from self._move_in(slot, epoch, source, stamp)
-        self._touched.add(slot)
+        self._touched.append(slot)
 
     def _taken_over(self, source: str, taken: SlotTakenOver) -> Unit[None]:
         _check(taken)
@@ -425,10 +430,10 @@ class Homes:
         yield from query(
             "INSERT INTO takeover VALUES (?, ?, ?)", _name(taken.slot), taken.epoch, source
         )
-        self._touched.add(taken.slot)
+        self._touched.append(taken.slot)
 
     def _on_commit(self) -> None:
-        if self._touched:
+        if self._touched or self._again:
             self._committed.notify()
 
     def _learn(self, homes: Iterable[Present]) -> None:
