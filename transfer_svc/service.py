@@ -170,8 +170,11 @@ class TransferService:
         for peer in self._site.mesh.peers:
             # The account may have been at home there when this was asked for the first time.
             earlier = yield from transfers.find(ledger.outside(peer), order.transfer_id)
-            if earlier is not None and earlier.is_same(order):
-                return earlier._replace(body_hash=order.body_hash)
+            if earlier is None or earlier.payee_account_id != order.payee_account_id:
+                continue
+            return (
+                earlier._replace(body_hash=order.body_hash) if earlier.is_same(order) else earlier
+            )
         row = yield from transfers.decide(here, order, here, "", stamp)
         after = row.reason or f"{order.minor_units} {order.currency} as {order.transfer_id}"
         target = order.payee_account_id

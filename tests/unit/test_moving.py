@@ -379,6 +379,15 @@ async def test_a_deposit_that_is_asked_for_again_is_not_booked_by_the_next_home(
         if home == "a":
             await three.settle()
             await move(three, ALICE, "a", "c")
+    deposit.amount.minor_units = 101
+    with pytest.raises(RpcError, match="IDEMPOTENCY_CONFLICT"):
+        await ask(
+            three.service("c").dispatcher,
+            peer_method("transfer", "BookDeposit"),
+            deposit,
+            BookDepositResponse,
+            1.0,
+        )
     await three.check_same()
 
 
@@ -467,3 +476,30 @@ async def test_a_new_center_waits_for_who_may_know_them() -> None:
         two.hush("a")
         with pytest.raises(RpcError, match="CENTER_UNREACHABLE"):
             await b.slots.join(["a"])
+
+
+async def test_ids_that_were_used_before_a_move_stay_used(three: Centers) -> None:
+    """Holds, captures and cancels, as transfers: whoever asks again hears the first answer."""
+    await three.deposit(ALICE, 100, "deposit-1")
+    held = await three.reserve(ALICE, BOB, 30, "held")
+    await three.reserve(ALICE, BOB, 20, "captured")
+    captured = await three.capture(ALICE, "captured", "capture-1")
+    await three.reserve(ALICE, BOB, 10, "released")
+    released = await three.release(ALICE, "released")
+    refused = await three.reserve(ALICE, BOB, 900, "refused")
+    cancelled = await three.pay(ALICE, BOB, 5, "cancelled", refused="CANCELLED")
+    await three.settle()
+    await move(three, ALICE, "a", "c")
+    again = await three.reserve(ALICE, BOB, 30, "held")
+    assert again == held._replace(center="c", epoch=2)
+    assert await three.reserve(ALICE, BOB, 900, "refused") == refused
+    assert await three.reserve(ALICE, BOB, 10, "released") == released
+    assert await three.release(ALICE, "released") == released
+    recaptured = await three.capture(ALICE, "captured", "capture-1")
+    assert recaptured.hold == captured.hold
+    assert recaptured.transfer is not None
+    assert recaptured.transfer.state == TRANSFER_STATE_CREDITED
+    assert await three.pay(ALICE, BOB, 5, "cancelled") == cancelled
+    assert await three.service("c").available(ALICE) == 50
+    await three.settle()
+    await three.check_same()
