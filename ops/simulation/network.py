@@ -94,7 +94,8 @@ class Network:
         answered: asyncio.Future[Reply] = self._loop.create_future()
         deadline = self._loop.call_later(call.timeout_s, self._run_out, target, answered)
         copies = 1
-        if self._chance(self.conditions.duplicate):
+        # A client's call is repeated by the client alone, which knows of it; the workload's do that.
+        if self._chance(self.conditions.duplicate) and source != "client":
             self.count("message duplicated")
             copies = 2
         for _ in range(copies):
