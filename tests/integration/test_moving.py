@@ -16,7 +16,7 @@ from tests.integration.load import Load, load_on
 
 pytestmark = pytest.mark.timeout(300)
 NOTICED = {"WRONG_HOME", "SLOT_MOVING", "HOME_CENTER_UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"}
-ROUNDS = 4
+ROUNDS = 2
 
 
 async def move_everybody(load: Load) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ops.simulation.run import Setup, describe, run_seed
 from tests.simulation.planted import PLANTED, Planted
 
-FRESH_SEEDS = 300
+FRESH_SEEDS = 180
 FRESH_PARTS = 6
 """So many tests share the seeds, so that they run side by side."""
 PLANTED_SEEDS_MAX = 500
