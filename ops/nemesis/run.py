@@ -11,7 +11,7 @@ from ops import mesh_file, verify
 from ops.nemesis.faults import Faults
 from ops.nemesis.stage import RealMesh
 from ops.output import Failure
-from ops.simulation import checks, leavers
+from ops.simulation import checks, leavers, operators
 from ops.simulation.history import History, Outcome
 from ops.simulation.workload import HOLDS_LAST_MS, Workload
 from runtime.ids import RandomIds
@@ -117,7 +117,7 @@ async def _scenario(
             tasks.create_task(_progress(stage, faults, history, started_s, tell)),
         )
         users = [tasks.create_task(workload.run(user, until_s)) for user in workload.users]
-        users.append(tasks.create_task(workload.operate(until_s)))
+        users.append(tasks.create_task(operators.freeze(workload, until_s)))
         users.append(tasks.create_task(leavers.come_and_go(workload, until_s)))
         try:
             await faults.run(until_s)

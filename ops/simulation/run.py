@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from ops import verify
-from ops.simulation import checks, guesser, leavers
+from ops.simulation import checks, guesser, leavers, operators
 from ops.simulation.faults import Nemesis
 from ops.simulation.history import History, Outcome
 from ops.simulation.loop import Incarnation, SimulatedLoop
@@ -116,9 +116,9 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
     async with asyncio.TaskGroup() as tasks:
         checking = tasks.create_task(_check_for_ever(world, history))
         users = [clients.spawn(workload.run(user, until_s)) for user in workload.users]
-        users.append(clients.spawn(workload.operate(until_s)))
+        users.append(clients.spawn(operators.freeze(workload, until_s)))
         if world.may_move:
-            users.append(clients.spawn(workload.move(until_s)))
+            users.append(clients.spawn(operators.move(workload, until_s)))
         users.append(clients.spawn(leavers.come_and_go(workload, until_s)))
         await nemesis.run(until_s)
         healed_s = world.loop.time()

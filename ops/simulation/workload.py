@@ -72,9 +72,6 @@ CALL_TIMEOUT_S = 5.0
 ATTEMPTS_MAX = 5
 CURRENCY = "CNY"
 HOLDS_LAST_MS = (2_000, 8_000, 30_000)
-FREEZE_EVERY_S = 12.0
-FROZEN_S = 3.0
-MOVE_EVERY_S = 5.0
 SECRETS = ("secret-", "@example.com")
 
 
@@ -121,8 +118,8 @@ class Workload:
         self._history = history
         self._prefix = prefix
         self._think_s = think_s
-        self._random = Random(f"workload {seed}")
-        self._ids = stage.ids(self._random)
+        self.random = Random(f"workload {seed}")
+        self._ids = stage.ids(self.random)
         self.users = [self.new_user(number) for number in range(users)]
 
     def new_user(self, number: int) -> User:
@@ -163,14 +160,14 @@ class Workload:
             elif not user.asked_for_notifications:
                 await self.ask_for_notifications(user)
             else:
-                await self._random.choice(actions)(user)
+                await self.random.choice(actions)(user)
             await self.think(think_s)
 
     async def think(self, mean_s: float) -> None:
-        await asyncio.sleep(self._random.expovariate(1 / mean_s))
+        await asyncio.sleep(self.random.expovariate(1 / mean_s))
 
     def _gateway(self) -> str:
-        return self._random.choice(self.stage.names)
+        return self.random.choice(self.stage.names)
 
     def begin(self, kind: str, user: User, **facts: Any) -> Operation:
         operation = Operation(kind, user.number, facts, self.stage.now_s())
@@ -203,7 +200,7 @@ class Workload:
                     if await self.login(user):
                         continue
                 # Half of them take "it did not run" at its word, and do not ask again.
-                again = again and (error.ran or self._random.random() < 0.5)
+                again = again and (error.ran or self.random.random() < 0.5)
                 if again and not only_at and attempt < ATTEMPTS_MAX - 1:
                     await self.think(0.3)
                     continue
@@ -252,7 +249,7 @@ class Workload:
         """UNIQUE: all users want this identifier, each at some other gateway, some for the account that
         they have."""
         contested = f"{self._prefix}contested@example.com"
-        if self._random.random() < 0.5:
+        if self.random.random() < 0.5:
             await self.login(user)
             if user.token:
                 await self._set_identifier(user, contested, ATTACHED)
@@ -365,7 +362,7 @@ class Workload:
         return bool(rows) and self.stage.fits(rows[0][0], user.password)
 
     async def _transfer(self, user: User) -> None:
-        await self._send(user, self._random.choice((1, 10, 50, 200, 900)))
+        await self._send(user, self.random.choice((1, 10, 50, 200, 900)))
 
     async def _spend_twice(self, user: User) -> None:
         """NO-OVERDRAFT: everything there is, to two payees at once."""
@@ -384,7 +381,7 @@ class Workload:
             payer_account_id=user.account_id,
             amount=Money(currency_code=CURRENCY, minor_units=amount),
         )
-        if payee.account_id and self._random.random() < 0.5:
+        if payee.account_id and self.random.random() < 0.5:
             request.payee_account_id = payee.account_id
         else:
             request.payee_identifier = payee.identifier
@@ -392,7 +389,7 @@ class Workload:
 
     async def _reserve(self, user: User) -> None:
         payee = self._payee(user)
-        amount = self._random.choice((20, 150, 400))
+        amount = self.random.choice((20, 150, 400))
         operation = self.begin(
             "reserve", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
@@ -402,7 +399,7 @@ class Workload:
             payee_identifier=payee.identifier,
             amount=Money(currency_code=CURRENCY, minor_units=amount),
         )
-        lasts_ms = self._random.choice(HOLDS_LAST_MS)
+        lasts_ms = self.random.choice(HOLDS_LAST_MS)
         request.expire_time.CopyFrom(timestamp(self.stage.now_ms() + lasts_ms))
         hold = await self._call(operation, user, "TransferService/ReserveFunds", request, Hold)
         if hold is not None:
@@ -413,10 +410,10 @@ class Workload:
         once. Many are left to expire."""
         if not user.holds:
             return
-        hold_id, amount = self._random.choice(user.holds[-3:])
-        part = self._random.choice((None, 1, amount // 2, amount))
+        hold_id, amount = self.random.choice(user.holds[-3:])
+        part = self.random.choice((None, 1, amount // 2, amount))
         once = self._capture_as(user, hold_id, part)
-        if self._random.random() < 0.3:
+        if self.random.random() < 0.3:
             await asyncio.gather(once, self._capture_as(user, hold_id, part))
         else:
             await once
@@ -435,57 +432,14 @@ class Workload:
     async def _release(self, user: User) -> None:
         if not user.holds:
             return
-        hold_id, _ = self._random.choice(user.holds[-3:])
+        hold_id, _ = self.random.choice(user.holds[-3:])
         operation = self.begin("release", user, hold=hold_id)
         request = ReleaseHoldRequest(payer_account_id=user.account_id, hold_id=hold_id)
         await self._call(operation, user, "TransferService/ReleaseHold", request, Hold)
 
-    async def operate(self, until_s: float) -> None:
-        """An operator, who now and then freezes one account for a moment; the others go on paying."""
-        while self.stage.now_s() < until_s:
-            await self.think(FREEZE_EVERY_S)
-            # A deposit that was once refused would be so for ever.
-            funded = [user for user in self.users if user.funded]
-            if funded:
-                user = self._random.choice(funded)
-                await self._set_frozen(user, frozen=True)
-                await self.think(FROZEN_S)
-                await self._set_frozen(user, frozen=False)
-
-    async def move(self, until_s: float) -> None:
-        """An operator, who now and then gives a user's slot to another center."""
-        while self.stage.now_s() < until_s:
-            await self.think(MOVE_EVERY_S)
-            user = self._random.choice(self.users)
-            slot = slot_of(user.identifier)
-            home = self.stage.placement.home(slot)
-            to = self._random.choice([name for name in self.stage.names if name != home])
-            operation = self.begin("move", user, slot=slot, to=to)
-            try:
-                await self.stage.move(home, slot, to)
-                operation.outcome = Outcome.OK
-            except RpcError as error:
-                self.examine(operation, error)
-            operation.end_s = self.stage.now_s()
-            self.stage.note(str(operation))
-
-    async def _set_frozen(self, user: User, *, frozen: bool) -> None:
-        """What an operator does at the account's home, repeated until it is certain."""
-        operation = self.begin("freeze" if frozen else "unfreeze", user)
-        while operation.outcome is not Outcome.OK:
-            home = self.stage.placement.home(slot_of(user.identifier))
-            try:
-                await self.stage.set_frozen(home, user.account_id, frozen=frozen)
-                operation.outcome = Outcome.OK
-            except RpcError as error:
-                self.examine(operation, error)
-                await self.think(0.5)
-        operation.end_s = self.stage.now_s()
-        self.stage.note(str(operation))
-
     async def _apply(self, user: User) -> None:
         payee = self._payee(user)
-        amount = self._random.choice((5, 100, 700))
+        amount = self.random.choice((5, 100, 700))
         operation = self.begin(
             "apply", user, id=self._ids.unique(), payee=payee.number, amount=amount
         )
@@ -500,10 +454,10 @@ class Workload:
         )
         if found is not None:
             user.applications.append(found.application_id)
-        if self._random.random() < 0.3:
+        if self.random.random() < 0.3:
             # The same, or by mistake another amount, once more, perhaps at another center.
             again = self.begin("apply", user, id=request.transfer_id, payee=payee.number)
-            request.amount.minor_units += self._random.choice((0, 0, 1))
+            request.amount.minor_units += self.random.choice((0, 0, 1))
             found = await self._call(
                 again, user, "TransferService/ApplyTransfer", request, Application
             )
@@ -593,7 +547,7 @@ class Workload:
     async def _leave(self, user: User) -> None:
         """Logs out, or ends all sessions."""
         token = user.token
-        way = self._random.randrange(3)
+        way = self.random.randrange(3)
         if way == 0 and user.session_id:
             # As good as a logout, where its center can be reached.
             operation = self.begin("logout", user, token=token)
@@ -615,4 +569,4 @@ class Workload:
         user.token = ""
 
     def _payee(self, user: User) -> User:
-        return self._random.choice([other for other in self.users if other is not user])
+        return self.random.choice([other for other in self.users if other is not user])

@@ -1,0 +1,58 @@
+"""What operators do while users are at work."""
+
+from ops.simulation.history import Outcome
+from ops.simulation.workload import User, Workload
+from runtime.errors import RpcError
+from runtime.placement import slot_of
+
+FREEZE_EVERY_S = 12.0
+FROZEN_S = 3.0
+MOVE_EVERY_S = 5.0
+
+
+async def freeze(workload: Workload, until_s: float) -> None:
+    """Now and then one account for a moment; the others go on paying."""
+    while workload.stage.now_s() < until_s:
+        await workload.think(FREEZE_EVERY_S)
+        # A deposit that was once refused would be so for ever.
+        funded = [user for user in workload.users if user.funded]
+        if funded:
+            user = workload.random.choice(funded)
+            await _set_frozen(workload, user, frozen=True)
+            await workload.think(FROZEN_S)
+            await _set_frozen(workload, user, frozen=False)
+
+
+async def move(workload: Workload, until_s: float) -> None:
+    """Now and then a user's slot to another center."""
+    stage = workload.stage
+    while stage.now_s() < until_s:
+        await workload.think(MOVE_EVERY_S)
+        user = workload.random.choice(workload.users)
+        slot = slot_of(user.identifier)
+        home = stage.placement.home(slot)
+        to = workload.random.choice([name for name in stage.names if name != home])
+        operation = workload.begin("move", user, slot=slot, to=to)
+        try:
+            await stage.move(home, slot, to)
+            operation.outcome = Outcome.OK
+        except RpcError as error:
+            workload.examine(operation, error)
+        operation.end_s = stage.now_s()
+        stage.note(str(operation))
+
+
+async def _set_frozen(workload: Workload, user: User, *, frozen: bool) -> None:
+    """At the account's home, repeated until it is certain."""
+    stage = workload.stage
+    operation = workload.begin("freeze" if frozen else "unfreeze", user)
+    while operation.outcome is not Outcome.OK:
+        home = stage.placement.home(slot_of(user.identifier))
+        try:
+            await stage.set_frozen(home, user.account_id, frozen=frozen)
+            operation.outcome = Outcome.OK
+        except RpcError as error:
+            workload.examine(operation, error)
+            await workload.think(0.5)
+    operation.end_s = stage.now_s()
+    stage.note(str(operation))
