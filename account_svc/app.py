@@ -133,8 +133,7 @@ def _told_of(record: LogRecord) -> list[int | None]:
 
 def slots_of(site: Site, database: Store) -> Homes:
     """The slots of this service. Accounts and claims never change: only the right to make them moves."""
-    nothing, none = homes.nothing_moves, homes.nothing_left
-    return Homes(ROLE, registry.ACCOUNTS, site, database, nothing, nothing, none, none)
+    return Homes(ROLE, registry.ACCOUNTS, site, database, homes.NothingMoves())
 
 
 def build(
@@ -152,8 +151,6 @@ def build(
     slots = slots_of(site, database)
 
     def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
-        if (yield from slots.apply(source, record, stamp)):
-            return
         for slot in _told_of(record):
             if slot is None:
                 raise ValueError("neither an account nor one of its identifiers")
@@ -170,7 +167,17 @@ def build(
         return (yield from registry.release(account_id, site.here, site.stamps.now()))
 
     inspection = _Inspection(site, database)
-    node = ServiceNode(ROLE, TOPICS, site, database, bus, apply, inspection, reconcile, slots.join)
+    node = ServiceNode(
+        ROLE,
+        TOPICS,
+        site,
+        database,
+        bus,
+        slots.before(apply),
+        inspection,
+        reconcile,
+        slots.join,
+    )
     revoker = Revoker(site, database)
     service = AccountService(
         site,

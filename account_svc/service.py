@@ -98,8 +98,8 @@ class AccountService:
     async def Register(self, request: RegisterRequest, incoming: Incoming) -> Account:
         identifier = rules.check_register(request)
         slot = slot_of(identifier)
-        await self._homes.require(slot)
-        present = await self._store.read(registry.find_registered(identifier))
+        known = registry.find_registered(identifier)
+        present = await self._store.read(self._homes.acting(slot, known))
         fields = {"display_name": request.display_name}
         if present is None:
             password_hash = await self._passwords.hash(request.password)
@@ -150,8 +150,8 @@ class AccountService:
     ) -> EraseAccountResponse:
         account_id = request.account_id
         slot = self._site.slot_of(account_id)
-        await self._homes.require(slot)
-        if await self._store.read(registry.find_account(account_id)) is None:
+        known = registry.find_account(account_id)
+        if await self._store.read(self._homes.acting(slot, known)) is None:
             raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
         unit = store.erase(account_id, self._site.here, incoming.operator, self._site.stamps.now())
         await self._store.write("erase", self._homes.acting(slot, unit))

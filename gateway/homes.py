@@ -16,11 +16,12 @@ _LIST_HOMES = peer_method("account", "ListHomes")
 
 async def follow_homes(center: Endpoint, placement: Placement) -> None:
     """For as long as the process lives. Whoever is asked wrongly meanwhile says so."""
+    asked = ListHomesRequest(first=True)
     while True:
         with suppress(RpcError):
-            asked = ListHomesRequest()
             found = await ask(center, _LIST_HOMES, asked, ListHomesResponse, TIMEOUT_S)
             placement.begin_with([found.first_centers[one] for one in found.first_homes])
+            asked.first = False
             for one in found.homes:
                 placement.learn(one.slot, one.epoch, one.home)
         await asyncio.sleep(INTERVAL_S)

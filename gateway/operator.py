@@ -188,8 +188,10 @@ class OperatorServicer:
         return counted
 
     async def MoveSlot(self, request: MoveSlotRequest, incoming: Incoming) -> MoveSlotResponse:
-        slot = request.slot
-        if request.WhichOneof("what") == "user":
+        what, slot = request.WhichOneof("what"), request.slot
+        if what is None:
+            raise invalid("what", "must be a user or a slot")
+        if what == "user":
             slot, _ = await self._find(request.user)
         if request.home not in (self._mesh.here, *self._mesh.peers):
             raise RpcError(
@@ -198,7 +200,7 @@ class OperatorServicer:
                 "a slot can only be moved to a center of this mesh",
                 advice="See `duohuo status`.",
             )
-        before = self._placement.home(slot % SLOTS)
+        before = self._placement.home(slot)
         asked = HandOverRequest(slot=slot, home=request.home)
         if request.HasField("epoch"):
             asked.epoch = request.epoch

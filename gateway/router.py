@@ -30,7 +30,7 @@ from runtime.endpoint import (
     Reply,
 )
 from runtime.errors import RpcError, invalid
-from runtime.home_calls import WRONG_HOME, named_home, wait_s
+from runtime.home_calls import WRONG_HOME, named_home, slot_moving, wait_s
 from runtime.ids import place_of
 from runtime.mesh import Mesh
 from runtime.methods import Method
@@ -92,7 +92,7 @@ class Router:
                 if error.reason == WRONG_HOME and slot is not None:
                     pause_s = wait_s(trips)
                     if pause_s > left_s / 2:
-                        raise _moving(slot) from error
+                        raise slot_moving(slot) from error
                     named = named_home(error, slot, self._placement)
                     await asyncio.sleep(pause_s)
                     left.insert(
@@ -235,14 +235,3 @@ class Router:
             advice=declared.advice,
             details={"center": center},
         )
-
-
-def _moving(slot: int) -> RpcError:
-    """For a slot that nobody is home of for longer than a caller can wait."""
-    return RpcError(
-        StatusCode.UNAVAILABLE,
-        "SLOT_MOVING",
-        f"slot {slot} is moving to another center, which has not taken it over yet",
-        retry_after_ms=1000,
-        advice="Ask again in a moment; nothing was done.",
-    )

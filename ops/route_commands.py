@@ -153,7 +153,7 @@ async def apply(
     """
     from ops import slot_plan
 
-    await _execute(context, slot_plan.load(file), output)
+    await _execute(context, slot_plan.load(file, _centers(context)), output)
 
 
 @command
@@ -191,8 +191,9 @@ async def _execute(context: typer.Context, steps: "list[Step]", output: Format) 
     done = await slot_plan.execute(state_of(context), steps, progress())
     if done.failed:
         step, error = done.failed[0]
+        left = len(steps) - done.moved - len(done.overtaken)
         raise Failure(
-            f"{done.moved} slots moved, {len(done.failed)} did not; slot {step.slot}: {error.message}",
+            f"{done.moved} slots moved, {left} did not, as slot {step.slot} could not: {error.message}",
             error.reason,
             advice="What has moved stays so. Do the same again to go on; see duohuo status.",
         )

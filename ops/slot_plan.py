@@ -27,6 +27,7 @@ from runtime.endpoint import AUTHORIZATION, Endpoint, ask
 from runtime.errors import RpcError
 from runtime.grpc_client import GrpcEndpoint
 from runtime.methods import method
+from runtime.placement import SLOTS
 
 AT_ONCE = 64
 """So many slots move at a time. Each waits for up to a second until its new home has said how far it is."""
@@ -102,18 +103,22 @@ def save(steps: Sequence[Step], path: Path) -> None:
     path.write_text(json.dumps([asdict(step) for step in steps], indent=1) + "\n")
 
 
-def load(path: Path) -> list[Step]:
-    """Raises Failure if that is no plan."""
+def load(path: Path, centers: Sequence[str]) -> list[Step]:
+    """Raises Failure if that is no plan for these centers."""
+    advice = "Make one: duohuo route plan --help"
     try:
-        return [Step(**step) for step in json.loads(path.read_text())]
+        steps = [Step(**step) for step in json.loads(path.read_text())]
     except FileNotFoundError:
-        raise Failure(f"there is no file {path}", advice="Make it: duohuo route plan") from None
+        raise Failure(f"there is no file {path}", advice=advice) from None
     except (ValueError, TypeError):
-        raise Failure(f"{path} is no plan", advice="Make it: duohuo route plan") from None
+        raise Failure(f"{path} is no plan", advice=advice) from None
+    if not all(_is_possible(step, centers) for step in steps):
+        raise Failure(f"{path} is no plan for centers {', '.join(centers)}", advice=advice)
+    return steps
 
 
 async def execute(state: Path, steps: Sequence[Step], tell: Callable[[str], None] | None) -> Done:
-    """Does all steps, some at a time."""
+    """Does the steps, some at a time; begins no further one after one has failed."""
     mesh = mesh_file.read(state)
     who = {AUTHORIZATION: f"Bearer {mesh_file.operator_token(state)}"}
     waiting = list(reversed(steps))
@@ -137,6 +142,7 @@ async def execute(state: Path, steps: Sequence[Step], tell: Callable[[str], None
                         overtaken.append(step)
                     else:
                         failed.append((step, error))
+                        waiting.clear()
                 if tell is not None:
                     tell(f"{moved} of {len(steps)} slots moved, {len(failed)} failed")
 
@@ -161,3 +167,8 @@ async def _move(operators: Endpoint, step: Step, who: Mapping[str, str]) -> None
 
 def _homes(view: PlacementView) -> list[str]:
     return [view.centers[number] for number in view.homes]
+
+
+def _is_possible(step: Step, centers: Sequence[str]) -> bool:
+    numbers = type(step.slot) is int and type(step.epoch) is int
+    return numbers and 0 <= step.slot < SLOTS and step.source in centers and step.to in centers

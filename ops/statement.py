@@ -82,7 +82,8 @@ def _day_ms(text: str) -> int:
 
 
 async def entries(client: Client, login: Login, wanted: Period) -> AsyncIterator[Entry]:
-    """The account's entries of a period, newest first. Raises Failure if they do not join."""
+    """The account's entries of a period, newest first, but for those of its moves between centers. Raises
+    Failure if they do not join."""
     newer: Entry | None = None
     request = ListEntriesRequest(account_id=login.account_id, page_size=PAGE_SIZE)
     while True:
@@ -93,7 +94,7 @@ async def entries(client: Client, login: Login, wanted: Period) -> AsyncIterator
             time_ms = milliseconds(entry.create_time)
             if wanted.is_over(time_ms):
                 return
-            if wanted.includes(time_ms):
+            if wanted.includes(time_ms) and not entry.moved:
                 yield entry
         if not page.next_page_token:
             if newer is not None and newer.number != 1:

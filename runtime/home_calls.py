@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from google.protobuf.message import Message
+from grpc import StatusCode
 
 from runtime.endpoint import ask
 from runtime.errors import RpcError
@@ -35,6 +36,17 @@ def named_home(error: RpcError, slot: int, placement: Placement) -> str:
 def wait_s(trips: int) -> float:
     """How long to wait before the next trip: not at all before the first that was corrected."""
     return 0.0 if trips <= 1 else min(WAIT_S_FIRST * 2 ** (trips - 2), WAIT_S_MAX)
+
+
+def slot_moving(slot: int) -> RpcError:
+    """For those who would have to wait too long for somebody to act as home."""
+    return RpcError(
+        StatusCode.UNAVAILABLE,
+        "SLOT_MOVING",
+        f"slot {slot} is moving to another center, which has not taken it over yet",
+        retry_after_ms=1000,
+        advice="Ask again in a moment; nothing was done.",
+    )
 
 
 async def ask_home(

@@ -25,7 +25,7 @@ class Placement:
 
     epoch: int
     centers: tuple[str, ...]
-    order: Sequence[tuple[str, ...]]
+    order: list[tuple[str, ...]]
     moved: dict[int, int] = field(default_factory=dict)
     """The epochs of slots that were handed over."""
     _first_epoch: int = field(init=False)
@@ -43,8 +43,7 @@ class Placement:
         it has by now. What was learned stays."""
         for slot, home in enumerate(homes):
             if slot not in self.moved and home != self.home(slot):
-                others = (center for center in self.order[slot] if center != home)
-                self.order[slot] = (home, *others)  # type: ignore[index] # a list, since __post_init__
+                self._put_first(slot, home)
 
     def home(self, slot: int) -> str:
         return self.order[slot][0]
@@ -57,8 +56,7 @@ class Placement:
         order."""
         if epoch <= self.epoch_of(slot) or home not in self.centers:
             return False
-        others = (center for center in self.order[slot] if center != home)
-        self.order[slot] = (home, *others)  # type: ignore[index] # a list, since __post_init__
+        self._put_first(slot, home)
         self.moved[slot] = epoch
         self.epoch = max(self.epoch, epoch)
         return True
@@ -66,3 +64,7 @@ class Placement:
     def slots_of(self, center: str) -> int:
         """How many slots have this center as home."""
         return sum(1 for order in self.order if order[0] == center)
+
+    def _put_first(self, slot: int, home: str) -> None:
+        others = (center for center in self.order[slot] if center != home)
+        self.order[slot] = (home, *others)

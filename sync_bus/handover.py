@@ -59,7 +59,7 @@ class HandoverServicer:
                 advice="See where it is (`duohuo route show`), and decide anew.",
             )
         if before.home != to:
-            await self._homes.require(slot)
+            await self._store.read(homes.require(self._site.here, slot))
             await self._require_near(to)
             unit = self._homes.hand_over(slot, to, incoming.operator, self._site.stamps.now())
             before, moved = await self._store.write("hand over", unit)
@@ -68,9 +68,9 @@ class HandoverServicer:
         taken = await self._taken_over(slot, before.epoch)
         return HandOverResponse(epoch=before.epoch, taken_over=taken, accounts_moved=moved)
 
-    async def ListHomes(self, _request: ListHomesRequest, _incoming: Incoming) -> ListHomesResponse:
+    async def ListHomes(self, request: ListHomesRequest, _incoming: Incoming) -> ListHomesResponse:
         found = await self._store.read(homes.moved())
-        first = await self._store.read(homes.first())
+        first = await self._store.read(homes.first()) if request.first else []
         centers = sorted(set(first))
         return ListHomesResponse(
             homes=[SlotHome(slot=one.slot, epoch=one.epoch, home=one.home) for one in found],

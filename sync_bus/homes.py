@@ -14,10 +14,9 @@ are.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -27,18 +26,18 @@ from duohuo.internal.v1.log_pb2 import LogRecord, SlotHandedOver, SlotTakenOver
 from duohuo.internal.v1.peer_services_pb2 import ListHomesRequest, ListHomesResponse
 from runtime.endpoint import ask
 from runtime.errors import RpcError
+from runtime.home_calls import slot_moving
 from runtime.ids import account_slot
 from runtime.methods import peer_method
 from runtime.placement import SLOTS, Placement
-from runtime.signal import Signal
 from runtime.store import Store, Unit, query
 from sync_bus import audit, inbox, log
 from sync_bus.copies import CopiedTable
-from sync_bus.inbox import NotYet
+from sync_bus.inbox import Handler, NotYet
 from sync_bus.log import Stamp, Topic
 from sync_bus.site import Site
 
-LATE_INTERVAL_S = 1.0
+INTERVAL_S = 1.0
 JOIN_TIMEOUT_S = 2.0
 EPOCH_MAX = 1_000_000_000
 SCHEMA = """
@@ -68,10 +67,6 @@ SLOT_OF = "substr({}, 2, 3)"
 """In SQL, the slot of an account id."""
 
 T = TypeVar("T")
-
-Move = Callable[[int, int, str, Stamp], Unit[int]]
-"""What a service does with a slot's data besides: (slot, epoch, the other center, stamp); returns how many
-accounts it was about."""
 
 
 class Present(NamedTuple):
@@ -120,6 +115,11 @@ def moved() -> Unit[list[Present]]:
         "SELECT slot, epoch, home, acts FROM slot_home WHERE slot IN (SELECT slot FROM handover)"
     )
     return [Present(int(slot, 16), epoch, home, bool(acts)) for slot, epoch, home, acts in rows]
+
+
+def _handovers() -> Unit[int]:
+    rows = yield from query("SELECT count(*) FROM handover")
+    return int(rows[0][0])
 
 
 def acts_for(center: str, slot: int) -> Unit[bool]:
@@ -195,13 +195,7 @@ def payee_home(account: str, here: str) -> Unit[str]:
         return here
     found = yield from present(slot)
     if found.home == here and not found.acts:
-        raise RpcError(
-            StatusCode.UNAVAILABLE,
-            "SLOT_MOVING",
-            f"center {here} is about to become home of slot {slot}",
-            retry_after_ms=1000,
-            advice="Ask again in a moment; nothing was done.",
-        )
+        raise slot_moving(slot)
     return found.home
 
 
@@ -253,73 +247,84 @@ def _not_taken_over(here: str) -> Unit[list[tuple[int, int, str]]]:
     return [(int(slot, 16), epoch, source) for slot, epoch, source in rows]
 
 
-class Homes:
-    """The slots of one service at one center. Run `run` for as long as the service lives: it tells the
-    process's placement what has changed.
+class Movement(Protocol):
+    """What a service does with the data of a slot that moves: (slot, epoch, the other center, stamp). Both
+    return how many accounts that was about."""
 
-    `move_out` and `move_in` are what the service does with a slot's data when it leaves here, and when it
-    has come; `do` what else is left undone by others and is the home's to do, some at a time.
-    """
+    def move_out(self, slot: int, epoch: int, to: str, stamp: Stamp) -> Unit[int]:
+        """At the home that gives it away."""
+        ...
+
+    def move_in(self, slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
+        """At the new home, once it has everything that the old one did."""
+        ...
+
+    def is_unanswered(self) -> Unit[bool]:
+        """Is something left undone that is the home's to do, whoever was home when it came?"""
+        ...
+
+    def answer(self) -> Unit[bool]:
+        """Does some of that; False if there was nothing."""
+        ...
+
+
+class NothingMoves:
+    """For a service whose rows stand for themselves, whoever is home."""
+
+    def move_out(self, _slot: int, _epoch: int, _to: str, _stamp: Stamp) -> Unit[int]:
+        yield from ()
+        return 0
+
+    move_in = move_out
+
+    def is_unanswered(self) -> Unit[bool]:
+        yield from ()
+        return False
+
+    answer = is_unanswered
+
+
+class Homes:
+    """The slots of one service at one center. Run `run` for as long as the service lives."""
 
     def __init__(
-        self,
-        role: str,
-        topic: Topic,
-        site: Site,
-        database: Store,
-        move_out: Move,
-        move_in: Move,
-        left_undone: Callable[[], Unit[bool]],
-        do: Callable[[], Unit[bool]],
+        self, role: str, topic: Topic, site: Site, database: Store, movement: Movement
     ) -> None:
         self._role = role
         self._topic = topic
         self._site = site
         self._store = database
-        self._move_out = move_out
-        self._move_in = move_in
-        self._left_undone = left_undone
-        self._do = do
+        self._movement = movement
+        self._learned = 0
         self.on_change: Callable[[], None] = lambda: None
-        self._touched: deque[int] = deque()  # units run in the store's thread
-        self._again: list[int] = []
-        """Looked at once, perhaps before what had touched them was committed."""
-        self._committed = Signal()
-        database.on_commit(self._on_commit)
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._take_over_late())
-
-    async def _take_over_late(self) -> None:
-        """What something was lacking for when the slot was handed over, and can be done by now."""
         while True:
-            await asyncio.sleep(LATE_INTERVAL_S)
-            with suppress(RpcError):
-                for one in await self._store.read(_not_taken_over(self._site.here)):
-                    with suppress(RpcError):
-                        await self._store.write("take over", self._late(*one))
-                while await self._store.read(self._left_undone()):
-                    if not await self._store.write("do what is left", self._do()):
-                        break
+            with suppress(RpcError):  # the store does not take writes now
+                await self.catch_up()
+            await asyncio.sleep(INTERVAL_S)
+
+    async def catch_up(self) -> None:
+        """Tells the process's placement what has moved; and takes over, and answers, what could not be when
+        it came."""
+        handovers = await self._store.read(_handovers())
+        if handovers != self._learned:
+            for one in await self._store.read(moved()):
+                self._site.placement.learn(one.slot, one.epoch, one.home)
+            self._learned = handovers
+            self.on_change()
+        for given in await self._store.read(_not_taken_over(self._site.here)):
+            with suppress(RpcError):  # its copy was changed by hand; the others go on
+                await self._store.write("take over", self._late(*given))
+        while await self._store.read(self._movement.is_unanswered()):
+            if not await self._store.write("answer", self._movement.answer()):
+                break
 
     def _late(self, slot: int, epoch: int, source: str) -> Unit[None]:
         topic = self._topic.name
         diverged = (yield from inbox.copy_of(source, topic)).diverged
         if not diverged and not (yield from _lacks(slot, source, topic, None)):
             yield from self._take_over(slot, epoch, source, self._site.stamps.now())
-
-    async def _follow(self) -> None:
-        self._learn(await self._store.read(moved()))
-        while True:
-            committed = self._committed.next()
-            looked_at, self._again = self._again, []
-            while self._touched:
-                self._again.append(self._touched.popleft())
-            for slot in dict.fromkeys([*looked_at, *self._again]):
-                self._learn([await self._store.read(present(slot))])
-            await self._committed.wait(committed)
 
     async def join(self, peers: Sequence[str]) -> None:
         """For a store that is about to begin: takes the homes that the mesh began with from who knows them.
@@ -329,7 +334,7 @@ class Homes:
                 found = await ask(
                     self._site.mesh.at(peer),
                     peer_method(self._role, "ListHomes"),
-                    ListHomesRequest(),
+                    ListHomesRequest(first=True),
                     ListHomesResponse,
                     JOIN_TIMEOUT_S,
                 )
@@ -343,12 +348,8 @@ class Homes:
                 self._site.placement.begin_with(began)
             return
 
-    async def require(self, slot: int) -> None:
-        """Raises RpcError WRONG_HOME unless this center acts as home now; ask again in what it writes."""
-        await self._store.read(require(self._site.here, slot))
-
     def acting(self, slot: int, unit: Unit[T]) -> Unit[T]:
-        """A unit that runs only while this center acts as home."""
+        """A unit that runs only while this center acts as home. Raises RpcError WRONG_HOME."""
         yield from require(self._site.here, slot)
         return (yield from unit)
 
@@ -361,24 +362,26 @@ class Homes:
             return before, 0
         yield from require(here, slot)
         epoch = before.epoch + 1
-        self._touched.append(slot)
-        accounts = yield from self._move_out(slot, epoch, to, stamp)
+        accounts = yield from self._movement.move_out(slot, epoch, to, stamp)
         yield from query("INSERT INTO handover VALUES (?, ?, ?, ?)", _name(slot), epoch, here, to)
         handed = SlotHandedOver(slot=slot, epoch=epoch, home=to)
         yield from log.append(self._topic, stamp, LogRecord(slot_handed_over=handed))
         yield from audit.record(self._role, here, who, "hand over", f"slot {slot}", here, to, stamp)
         return (yield from present(slot)), accounts
 
-    def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[bool]:
-        """The effect of a record about slots; False if it is about something else."""
-        match record.WhichOneof("body"):
-            case "slot_handed_over":
-                yield from self._handed_over(source, record, stamp)
-            case "slot_taken_over":
-                yield from self._taken_over(source, record.slot_taken_over)
-            case _:
-                return False
-        return True
+    def before(self, handler: Handler) -> Handler:
+        """A service's handler, which is left those records that are not about slots."""
+
+        def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
+            match record.WhichOneof("body"):
+                case "slot_handed_over":
+                    yield from self._handed_over(source, record, stamp)
+                case "slot_taken_over":
+                    yield from self._taken_over(source, record.slot_taken_over)
+                case _:
+                    yield from handler(source, record, stamp)
+
+        return apply
 
     def _handed_over(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
         given, topic = record.slot_handed_over, self._topic.name
@@ -391,7 +394,6 @@ class Homes:
             source,
             given.home,
         )
-        self._touched.append(given.slot)
         if given.home != self._site.here:
             return
         if (yield from _lacks(given.slot, source, topic, record.hlc)):
@@ -413,8 +415,7 @@ class Homes:
         yield from query("INSERT INTO takeover VALUES (?, ?, ?)", _name(slot), epoch, here)
         taken = SlotTakenOver(slot=slot, epoch=epoch)
         yield from log.append(self._topic, stamp, LogRecord(slot_taken_over=taken))
-        yield from self._move_in(slot, epoch, source, stamp)
-        self._touched.append(slot)
+        yield from self._movement.move_in(slot, epoch, source, stamp)
 
     def _taken_over(self, source: str, taken: SlotTakenOver) -> Unit[None]:
         _check(taken)
@@ -430,25 +431,3 @@ class Homes:
         yield from query(
             "INSERT INTO takeover VALUES (?, ?, ?)", _name(taken.slot), taken.epoch, source
         )
-        self._touched.append(taken.slot)
-
-    def _on_commit(self) -> None:
-        if self._touched or self._again:
-            self._committed.notify()
-
-    def _learn(self, homes: Iterable[Present]) -> None:
-        for one in homes:
-            self._site.placement.learn(one.slot, one.epoch, one.home)
-        self.on_change()
-
-
-def nothing_left() -> Unit[bool]:
-    """For a service that owes others nothing."""
-    yield from ()
-    return False
-
-
-def nothing_moves(_slot: int, _epoch: int, _center: str, _stamp: Stamp) -> Unit[int]:
-    """For a service whose rows stand for themselves, whoever is home."""
-    yield from ()
-    return 0

@@ -2,15 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass
-from functools import partial
 
 from runtime.dispatcher import Dispatcher
-from runtime.store import Store, Unit
+from runtime.store import Store
 from sync_bus import audit, homes
 from sync_bus.bus import Bus
 from sync_bus.handover import HandoverServicer
 from sync_bus.homes import Homes
-from sync_bus.log import Stamp
 from sync_bus.node import ServiceNode
 from sync_bus.site import Site
 from transfer_svc import (
@@ -21,7 +19,6 @@ from transfer_svc import (
     histories,
     holds,
     ledger,
-    moving,
     notifications,
     refusals,
     transfers,
@@ -77,21 +74,7 @@ class TransferNode:
 
 def slots_of(site: Site, database: Store) -> Homes:
     """The slots of this service."""
-
-    def move_in(slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
-        return Inbound(site, slots).move_in(slot, epoch, source, stamp)
-
-    slots = Homes(
-        ROLE,
-        ledger.LEDGER,
-        site,
-        database,
-        partial(moving.move_out, site.here),
-        move_in,
-        lambda: Inbound(site, slots).unanswered(),
-        lambda: Inbound(site, slots).answer(),
-    )
-    return slots
+    return Homes(ROLE, ledger.LEDGER, site, database, Inbound(site))
 
 
 def build(
@@ -99,14 +82,14 @@ def build(
 ) -> TransferNode:
     """Serves the transfer role from `dispatcher`; the returned node's tasks keep it moving."""
     slots = slots_of(site, database)
-    inbound = Inbound(site, slots)
+    inbound = Inbound(site)
     node = ServiceNode(
         ROLE,
         TOPICS,
         site,
         database,
         bus,
-        inbound.apply,
+        slots.before(inbound.apply),
         Audit(site, database, TOPICS),
         inbound.reconcile,
         slots.join,

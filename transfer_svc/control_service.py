@@ -41,8 +41,9 @@ class ControlService:
         )
 
     async def GetControl(self, request: GetControlRequest, _incoming: Incoming) -> AccountControl:
-        await self._homes.require(self._site.slot_of(request.account_id))
-        control = await self._store.read(controls.find(request.account_id))
+        slot = self._site.slot_of(request.account_id)
+        found = controls.find(request.account_id)
+        control = await self._store.read(self._homes.acting(slot, found))
         return control.message(self._site.here, await self._paid_today(request.account_id))
 
     async def CountSlots(

@@ -53,10 +53,11 @@ class HoldService:
 
     async def ReserveFunds(self, request: ReserveFundsRequest, incoming: Incoming) -> Hold:
         rules.check_reserve(request)
-        await self._homes.require(self._site.slot_of(request.payer_account_id))
-        hold = await self._store.read(holds.find(request.payer_account_id, request.hold_id))
+        slot = self._site.slot_of(request.payer_account_id)
+        known = holds.find(request.payer_account_id, request.hold_id)
+        hold = await self._store.read(self._homes.acting(slot, known))
         if hold is None:
-            hold = await self._reserve(request)
+            hold = await self._reserve(request, slot)
         if hold.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
         if hold.state == HOLD_STATE_REFUSED:
@@ -71,8 +72,8 @@ class HoldService:
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
         payer, body_hash = request.payer_account_id, rules.capture_hash(request)
         slot = self._site.slot_of(payer)
-        await self._homes.require(slot)
-        hold = await self._store.read(holds.find(payer, request.hold_id))
+        known = holds.find(payer, request.hold_id)
+        hold = await self._store.read(self._homes.acting(slot, known))
         if hold is None or hold.state == HOLD_STATE_REFUSED:
             raise rules.refusal("HOLD_NOT_FOUND")
         wanted = request.amount.currency_code, request.amount.minor_units
@@ -109,7 +110,7 @@ class HoldService:
         incoming.reply_metadata[HOME] = self._site.here
         return hold.message()
 
-    async def _reserve(self, request: ReserveFundsRequest) -> HoldRow:
+    async def _reserve(self, request: ReserveFundsRequest, slot: int) -> HoldRow:
         expire_ms = rules.hold_expiry_ms(request, self._site.clock.wall_ms())
         payee, refused = await self._payee(request)
         order = Order(
@@ -124,7 +125,6 @@ class HoldService:
         unit = reservations.reserve(
             self._site.here, request.hold_id, order, refused, expire_ms, self._site.stamps.now()
         )
-        slot = self._site.slot_of(request.payer_account_id)
         return await self._store.write("reserve funds", self._homes.acting(slot, unit))
 
     async def _payee(self, request: ReserveFundsRequest) -> tuple[str, str]:

@@ -11,7 +11,6 @@ from duohuo.v1.transfer_service_pb2 import TRANSFER_STATE_REFUNDED, TransferStat
 from runtime.ids import account_slot
 from runtime.store import Unit
 from sync_bus import homes
-from sync_bus.homes import Homes
 from sync_bus.log import Stamp
 from sync_bus.site import Site
 from transfer_svc import applications, controls, holds, ledger, moving, notifications, transfers
@@ -21,16 +20,13 @@ RECONCILED_AT_ONCE_MAX = 200
 
 
 class Inbound:
-    """Applies records as the home center of some accounts."""
+    """Applies records as the home center of some accounts; and moves these (`homes.Movement`)."""
 
-    def __init__(self, site: Site, slots: Homes) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._homes = slots
 
     def apply(self, source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
         """Raises ValueError for a record of an account that is not at home at its source."""
-        if (yield from self._homes.apply(source, record, stamp)):
-            return
         for account_id in _written(record):
             slot = account_slot(account_id)
             if slot is not None:
@@ -106,16 +102,14 @@ class Inbound:
             yield from applications.decide(application_id, decision, reason, "", stamp)
         return credited + len(answered) + len(decided)
 
-    def move_in(self, slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
-        """This center becomes home of a slot, and answers what has been left unanswered."""
-        here = self._site.here
-        moved = yield from moving.move_in(here, slot, epoch, source, stamp)
-        while (yield from self.answer()):
-            pass
-        return moved
+    def move_out(self, slot: int, epoch: int, to: str, stamp: Stamp) -> Unit[int]:
+        return moving.move_out(self._site.here, slot, epoch, to, stamp)
 
-    def unanswered(self) -> Unit[bool]:
-        """Is there something for `answer`?"""
+    def move_in(self, slot: int, epoch: int, source: str, stamp: Stamp) -> Unit[int]:
+        return moving.move_in(self._site.here, slot, epoch, source, stamp)
+
+    def is_unanswered(self) -> Unit[bool]:
+        """Has somebody sent, or is somebody owed, money that is this center's to credit or to give back?"""
         here = self._site.here
         for center in (here, *self._site.mesh.peers):
             if (yield from transfers.uncredited(center, here, 1)):
@@ -125,7 +119,7 @@ class Inbound:
         return False
 
     def answer(self) -> Unit[bool]:
-        """Answers some of what others have left to this center; False if that is nothing."""
+        """Does some of that; False if there was nothing."""
         done = 0
         for center in (self._site.here, *self._site.mesh.peers):
             done += yield from self._answer(center, self._site.stamps.now())

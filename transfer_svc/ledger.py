@@ -19,11 +19,11 @@ every sum of them, far from what 64 bits can hold.
 from typing import NamedTuple
 
 from duohuo.internal.v1.log_pb2 import (
-    POSTING_KIND_MOVE_IN,
     POSTING_KIND_MOVE_OUT,
     Leg,
     LogRecord,
     Posting,
+    PostingKind,
 )
 from runtime.store import Row, Unit, query
 from sync_bus import homes, log
@@ -150,6 +150,7 @@ class EntryRow(NamedTuple):
     counterparty: str
     memo: str
     time_ms: int
+    kind: PostingKind.ValueType
 
 
 class NotCovered(Exception):
@@ -184,8 +185,10 @@ def find(account_id: str) -> Unit[LedgerAccount | None]:
     return LedgerAccount(*rows[0]) if rows else None
 
 
-def moving_balance(account: LedgerAccount) -> Unit[int]:
+def booked(account: LedgerAccount) -> Unit[int]:
     """What an account has, also while its money is on its way from one home to the next."""
+    if account.balance:
+        return account.balance
     rows = yield from query(
         "SELECT minor_units FROM entry WHERE account_id = ? AND number = ? AND kind = ?",
         account.account_id,
@@ -281,16 +284,14 @@ def copy_account(center: str, currency: str, leg: Leg) -> Unit[None]:
 
 
 def entries_before(account_id: str, number: int | None, limit: int) -> Unit[list[EntryRow]]:
-    """An account's entries, newest first, from below a number; not those of its moves between centers."""
+    """An account's entries, newest first, from below a number."""
     rows = yield from query(
-        "SELECT number, transfer_id, minor_units, balance_after, counterparty, memo, time_ms"
-        " FROM entry WHERE account_id = ?1 AND (?2 IS NULL OR number < ?2) AND kind NOT IN (?4, ?5)"
+        "SELECT number, transfer_id, minor_units, balance_after, counterparty, memo, time_ms, kind"
+        " FROM entry WHERE account_id = ?1 AND (?2 IS NULL OR number < ?2)"
         " ORDER BY number DESC LIMIT ?3",
         account_id,
         number,
         limit,
-        POSTING_KIND_MOVE_OUT,
-        POSTING_KIND_MOVE_IN,
     )
     return [EntryRow(*row) for row in rows]
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 from grpc import StatusCode
 
+from duohuo.internal.v1.log_pb2 import POSTING_KIND_MOVE_IN, POSTING_KIND_MOVE_OUT
 from duohuo.internal.v1.peer_services_pb2 import (
     DECIDE_INTENT_CANCEL,
     BookDepositRequest,
@@ -94,8 +95,9 @@ class TransferService:
 
     async def GetBalance(self, request: GetBalanceRequest, incoming: Incoming) -> Balance:
         slot = self._site.slot_of(request.account_id)
-        read = await self._store.read(self._balance(request.account_id, slot))
-        account, booked, held, home = read
+        account, booked, held, home = await self._store.read(
+            self._balance(request.account_id, slot)
+        )
         as_of_ms = self._freshness(home, incoming)
         currency = account.currency if account else rules.NO_CURRENCY
         return Balance(
@@ -108,7 +110,6 @@ class TransferService:
     async def Transfer(self, request: TransferRequest, incoming: Incoming) -> TransferResult:
         rules.check_transfer(request)
         telemetry.annotate({"duohuo.transfer_id": request.transfer_id})
-        await self._homes.require(self._site.slot_of(request.payer_account_id))
         row = await self._decide(request, "", "", incoming.gateway)
         if row.body_hash != rules.body_hash(request):
             raise rules.refusal("IDEMPOTENCY_CONFLICT")
@@ -125,7 +126,6 @@ class TransferService:
                 "duohuo.application_id": request.application_id,
             }
         )
-        await self._homes.require(self._site.slot_of(request.transfer.payer_account_id))
         refused = ""
         if request.intent == DECIDE_INTENT_CANCEL:
             refused = "CANCELLED"
@@ -324,6 +324,7 @@ class TransferService:
                     counterparty_account_id=row.counterparty,
                     memo=row.memo,
                     create_time=timestamp(row.time_ms),
+                    moved=row.kind in (POSTING_KIND_MOVE_OUT, POSTING_KIND_MOVE_IN),
                 )
                 for row in rows[:size]
             ],
@@ -335,7 +336,7 @@ class TransferService:
     ) -> Unit[tuple[LedgerAccount | None, int, int, Present]]:
         """An account, what it has, what is held of that, and its home, at one moment."""
         account = yield from ledger.find(account_id)
-        booked = (yield from ledger.moving_balance(account)) if account else 0
+        booked = (yield from ledger.booked(account)) if account else 0
         held = yield from holds.held_at(account_id, self._site.clock.wall_ms())
         return account, booked, held, (yield from homes.present(slot))
 
@@ -351,20 +352,17 @@ class TransferService:
         self, request: TransferRequest, refused: str, application: str, asked_center: str = ""
     ) -> TransferRow:
         """The decision on a transfer, made now or earlier, at this home of its payer."""
-        present = await self._store.read(
-            transfers.find(request.payer_account_id, request.transfer_id)
-        )
+        slot = self._site.slot_of(request.payer_account_id)
+        known = transfers.find(request.payer_account_id, request.transfer_id)
+        present = await self._store.read(self._homes.acting(slot, known))
         if present is not None:
             return present
         payee = ""
         if not refused:
             payee, refused = await self._payees.resolve(request)
         order = _order(request, payee, application, asked_center)
-        unit = self._homes.acting(
-            self._site.slot_of(request.payer_account_id),
-            self._decided(order, refused, self._site.stamps.now()),
-        )
-        return await self._store.write("decide transfer", unit)
+        unit = self._decided(order, refused, self._site.stamps.now())
+        return await self._store.write("decide transfer", self._homes.acting(slot, unit))
 
     def _decided(self, order: Order, refused: str, stamp: Stamp) -> Unit[TransferRow]:
         """The decision, seen by those who watch an application for it that another center accepted."""

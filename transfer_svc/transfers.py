@@ -288,15 +288,7 @@ def settle(
         return row
     row = row._replace(state=state, reason=reason)
     if state == TRANSFER_STATE_REFUNDED:
-        posting = Posting(
-            kind=POSTING_KIND_REFUND,
-            transfer_id=row.transfer_id,
-            payer_account_id=row.payer_account_id,
-            payee_account_id=row.payee_account_id,
-            currency_code=row.currency,
-            minor_units=row.minor_units,
-            memo=row.memo,
-        )
+        posting = _refund_of(row)
         transit = ledger.transit(center, row.payee_home, row.currency)
         home = (yield from homes.present(account_slot(payer_account_id) or 0)).home
         if home == center:
@@ -316,18 +308,9 @@ def refund(center: str, row: TransferRow, stamp: Stamp) -> Unit[None]:
     refused. Nothing if that was done before."""
     if not (yield from _refunded(row.payer_account_id, row.transfer_id, center)):
         return
-    posting = Posting(
-        kind=POSTING_KIND_REFUND,
-        transfer_id=row.transfer_id,
-        payer_account_id=row.payer_account_id,
-        payee_account_id=row.payee_account_id,
-        currency_code=row.currency,
-        minor_units=row.minor_units,
-        memo=row.memo,
-    )
     between = row.center if row.center != center else row.payee_home
     transit = ledger.transit(center, between, row.currency)
-    yield from ledger.post(center, posting, transit, row.payer_account_id, stamp)
+    yield from ledger.post(center, _refund_of(row), transit, row.payer_account_id, stamp)
 
 
 def copy_posting(center: str, posting: Posting, time_ms: int) -> Unit[None]:
@@ -542,6 +525,18 @@ def _refunded(payer: str, transfer_id: str, center: str) -> Unit[bool]:
         center,
     )
     return bool(rows)
+
+
+def _refund_of(row: TransferRow) -> Posting:
+    return Posting(
+        kind=POSTING_KIND_REFUND,
+        transfer_id=row.transfer_id,
+        payer_account_id=row.payer_account_id,
+        payee_account_id=row.payee_account_id,
+        currency_code=row.currency,
+        minor_units=row.minor_units,
+        memo=row.memo,
+    )
 
 
 def _posting(kind: PostingKind.ValueType, order: Order) -> Posting:

@@ -490,7 +490,7 @@ def what_came_meanwhile_is_nobodys(patch: Patch) -> None:
         return False
 
     patch.setattr(Inbound, "answer", nothing)
-    patch.setattr(Inbound, "unanswered", nothing)
+    patch.setattr(Inbound, "is_unanswered", nothing)
 
 
 def holds_stay_at_the_old_home(patch: Patch) -> None:

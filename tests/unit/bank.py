@@ -33,7 +33,7 @@ class Center:
 
     @property
     def inbound(self) -> Inbound:
-        return Inbound(self.site, self.slots)
+        return Inbound(self.site)
 
     async def balance(self, account: str) -> int:
         """What this center thinks that the account has."""
@@ -220,7 +220,7 @@ class Bank:
             Arrival(entry, LogRecord.FromString(entry.record), here.site.stamps.now())
             for entry in entries
         ]
-        unit = inbox.apply(source, arrivals, Road.JETSTREAM, here.inbound.apply)
+        unit = inbox.apply(source, arrivals, Road.JETSTREAM, here.slots.before(here.inbound.apply))
         return await here.store.write("apply", unit)
 
     async def settle(self) -> None:

@@ -5,12 +5,15 @@ from unittest.mock import patch
 
 import pytest
 
-from duohuo.internal.v1.log_pb2 import LogRecord, SlotHandedOver
+from duohuo.internal.v1.log_pb2 import (
+    POSTING_KIND_MOVE_IN,
+    POSTING_KIND_MOVE_OUT,
+    LogRecord,
+    SlotHandedOver,
+)
 from duohuo.internal.v1.peer_services_pb2 import (
     BookDepositRequest,
     BookDepositResponse,
-    HandOverRequest,
-    HandOverResponse,
 )
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import ACCOUNT_STATUS_FROZEN, ACCOUNT_STATUS_OPEN
@@ -24,10 +27,9 @@ from runtime.endpoint import ask
 from runtime.errors import RpcError
 from runtime.ids import account_slot
 from runtime.methods import peer_method
-from runtime.placement import SLOTS
 from runtime.store import Unit, query
-from sync_bus import handover, homes, inbox, log
-from tests.fakes import account, placement
+from sync_bus import homes, inbox, log
+from tests.fakes import account
 from tests.unit.centers import Centers, centers
 from transfer_svc import holds, ledger
 
@@ -51,19 +53,24 @@ async def hand_over(made: Centers, who: str, source: str, to: str) -> None:
     await center.store.write("hand over", unit)
 
 
-async def follow_homes(made: Centers) -> None:
-    """What each process does by itself: its placement is told."""
+async def catch_up(made: Centers) -> None:
+    """What each service does by itself every second."""
     for name in made.names:
-        center = made.service(name)
-        for one in await center.store.read(homes.moved()):
-            center.site.placement.learn(one.slot, one.epoch, one.home)
+        await made.service(name).slots.catch_up()
+
+
+async def settle(made: Centers) -> None:
+    """All have followed all, and done what was left to them."""
+    for _ in range(3):
+        await made.settle()
+        await catch_up(made)
+    await made.settle()
 
 
 async def move(made: Centers, who: str, source: str, to: str) -> None:
     """A whole move, and everybody has heard of it."""
     await hand_over(made, who, source, to)
-    await made.settle()
-    await follow_homes(made)
+    await settle(made)
 
 
 async def acting(made: Centers, who: str) -> list[str]:
@@ -78,7 +85,7 @@ async def acting(made: Centers, who: str) -> list[str]:
 
 async def test_money_goes_to_the_new_home_which_decides_from_then_on(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     assert await acting(three, ALICE) == ["c"]
     assert {name: await three.service(name).balance(ALICE) for name in three.names} == {
@@ -87,7 +94,7 @@ async def test_money_goes_to_the_new_home_which_decides_from_then_on(three: Cent
         "c": 100,
     }
     await three.pay(ALICE, BOB, 30, "transfer-1")
-    await three.settle()
+    await settle(three)
     assert await three.service("a").balance(ALICE) == 70
     assert await three.service("b").balance(BOB) == 30
     assert await three.transit() == {"CNY": 0}
@@ -96,19 +103,19 @@ async def test_money_goes_to_the_new_home_which_decides_from_then_on(three: Cent
 
 async def test_nobody_acts_between_the_two_homes(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await hand_over(three, ALICE, "a", "c")
     assert await acting(three, ALICE) == []
     for name in three.names:
         center = three.service(name)
         with pytest.raises(RpcError, match="WRONG_HOME"):
-            await center.slots.require(account_slot(ALICE) or 0)
+            await center.store.read(homes.require(name, account_slot(ALICE) or 0))
 
 
 async def test_the_old_home_refuses_in_the_transaction_itself(three: Centers) -> None:
     """Whoever has asked before, and waited: what counts is who is home when it is written."""
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     a = three.service("a")
     late = a.slots.acting(account_slot(ALICE) or 0, query("DELETE FROM entry"))
     await hand_over(three, ALICE, "a", "c")
@@ -125,34 +132,35 @@ async def test_a_copy_shows_the_money_while_it_is_on_its_way(three: Centers) -> 
     found = await a.store.read(ledger.find(ALICE))
     assert found is not None
     assert found.balance == 0
-    assert await a.store.read(ledger.moving_balance(found)) == 100
+    assert await a.store.read(ledger.booked(found)) == 100
     assert await a.books() == {"CNY": 0}
 
 
-async def test_moves_are_not_in_the_statement(three: Centers) -> None:
+async def test_a_statement_tells_which_entries_are_of_moves(three: Centers) -> None:
+    """All are in it, so that whoever reads it sees that none is missing; two of each move are nothing."""
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     for source, to in (("a", "c"), ("c", "b"), ("b", "a")):
         await move(three, ALICE, source, to)
     await three.pay(ALICE, ALAN, 40, "transfer-1")
     entries = await three.service("a").store.read(ledger.entries_before(ALICE, None, 10))
-    assert [(one.transfer_id, one.balance_after) for one in entries] == [
-        ("transfer-1", 60),
-        ("deposit-1", 100),
-    ]
-    await three.settle()
+    assert [one.number for one in entries] == list(range(8, 0, -1))
+    moves = [one for one in entries if one.kind in (POSTING_KIND_MOVE_OUT, POSTING_KIND_MOVE_IN)]
+    assert [one.minor_units for one in moves] == [100, -100] * 3
+    assert [one.transfer_id for one in entries if one not in moves] == ["transfer-1", "deposit-1"]
+    await settle(three)
     await three.check_same()
 
 
 async def test_an_account_without_money_keeps_its_currency(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
     await three.pay(ALICE, ALAN, 100, "transfer-1")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     refused = await three.deposit(ALICE, 5, "deposit-2", "EUR")
     assert refused.reason == "CURRENCY_MISMATCH"
     await three.deposit(ALICE, 5, "deposit-3")
-    await three.settle()
+    await settle(three)
     await three.check_same()
 
 
@@ -160,7 +168,7 @@ async def test_what_was_decided_stays_decided(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
     first = await three.pay(ALICE, ALAN, 30, "transfer-1")
     refused = await three.pay(ALICE, ALAN, 900, "transfer-2")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "b")
     assert await three.pay(ALICE, ALAN, 30, "transfer-1") == first
     assert await three.pay(ALICE, ALAN, 900, "transfer-2") == refused
@@ -169,10 +177,10 @@ async def test_what_was_decided_stays_decided(three: Centers) -> None:
 
 async def test_what_was_sent_while_nobody_was_home_comes_once(three: Centers) -> None:
     await three.deposit(BOB, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await three.pay(BOB, ALICE, 40, "transfer-1")
     await hand_over(three, ALICE, "a", "c")  # before a has heard of it
-    await three.settle()
+    await settle(three)
     assert await three.service("c").balance(ALICE) == 40
     row = await three.service("b").transfer(BOB, "transfer-1")
     assert row is not None
@@ -186,17 +194,17 @@ async def test_what_the_old_home_has_credited_is_not_credited_again(three: Cente
     await three.pay(BOB, ALICE, 40, "transfer-1")
     await three.service("a").follow("b")
     await hand_over(three, ALICE, "a", "c")
-    await three.settle()
+    await settle(three)
     assert await three.service("c").balance(ALICE) == 40
     await three.check_same()
 
 
 async def test_a_new_home_answers_what_it_has_sent_itself(three: Centers) -> None:
     await three.deposit(CAROL, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await three.pay(CAROL, ALICE, 40, "transfer-1")
     await hand_over(three, ALICE, "a", "c")
-    await three.settle()
+    await settle(three)
     row = await three.service("c").transfer(CAROL, "transfer-1")
     assert row is not None
     assert row.state == TRANSFER_STATE_CREDITED
@@ -208,11 +216,11 @@ async def test_a_new_home_answers_what_it_has_sent_itself(three: Centers) -> Non
 @pytest.mark.parametrize("to", ["b", "c"], ids=["who refused", "a third center"])
 async def test_a_refund_finds_its_payer(three: Centers, to: str) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await three.set_status(BOB, ACCOUNT_STATUS_FROZEN)
     await three.pay(ALICE, BOB, 40, "transfer-1")
     await hand_over(three, ALICE, "a", to)  # before a has heard that b refuses
-    await three.settle()
+    await settle(three)
     row = await three.service("a").transfer(ALICE, "transfer-1")
     assert row is not None
     assert (row.state, row.reason) == (TRANSFER_STATE_REFUNDED, "PAYEE_FROZEN")
@@ -223,13 +231,13 @@ async def test_a_refund_finds_its_payer(three: Centers, to: str) -> None:
 
 async def test_a_refund_whose_payer_has_come_back_is_given_once(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await three.set_status(BOB, ACCOUNT_STATUS_FROZEN)
     await three.pay(ALICE, BOB, 40, "transfer-1")
     await hand_over(three, ALICE, "a", "c")
     await three.service("c").follow("a")
     await hand_over(three, ALICE, "c", "a")
-    await three.settle()
+    await settle(three)
     assert await three.service("a").balance(ALICE) == 100
     await three.check_same()
 
@@ -238,7 +246,7 @@ async def test_open_holds_go_on_at_the_new_home(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
     await three.reserve(ALICE, BOB, 60, "hold-1")
     await three.reserve(ALICE, BOB, 30, "hold-2")
-    await three.settle()
+    await settle(three)
     for source, to in (("a", "c"), ("c", "a"), ("a", "b")):
         await move(three, ALICE, source, to)
         assert await three.service(to).available(ALICE) == 10
@@ -248,7 +256,7 @@ async def test_open_holds_go_on_at_the_new_home(three: Centers) -> None:
     captured = await three.capture(ALICE, "hold-1", "transfer-1")
     assert captured.transfer is not None
     await three.release(ALICE, "hold-2")
-    await three.settle()
+    await settle(three)
     assert await three.service("a").balance(ALICE) == 40
     assert await three.service("c").available(ALICE) == 40
     await three.check_same()
@@ -257,22 +265,22 @@ async def test_open_holds_go_on_at_the_new_home(three: Centers) -> None:
 async def test_what_operators_allow_an_account_goes_with_it(three: Centers) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
     await three.set_status(ALICE, ACCOUNT_STATUS_FROZEN)
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     assert (await three.pay(ALICE, BOB, 1, "transfer-1")).reason == "ACCOUNT_FROZEN"
     await three.set_status(ALICE, ACCOUNT_STATUS_OPEN)
     assert (await three.pay(ALICE, BOB, 1, "transfer-2")).state == TRANSFER_STATE_DEBITED
-    await three.settle()
+    await settle(three)
     await three.check_same()
 
 
 async def test_a_third_center_waits_for_both_to_say_so(three: Centers) -> None:
     """It takes nothing of the slot from the new home before the old one has given it away."""
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await hand_over(three, ALICE, "a", "c")
     await three.service("c").follow("a")
-    await follow_homes(three)
+    await catch_up(three)
     await three.pay(ALICE, CAROL, 30, "transfer-1")
     b = three.service("b")
     before = await b.cursor("c", "ledger")
@@ -283,7 +291,7 @@ async def test_a_third_center_waits_for_both_to_say_so(three: Centers) -> None:
     await b.follow("a")
     await b.follow("c")
     assert await b.balance(ALICE) == 70
-    await three.settle()
+    await settle(three)
     await three.check_same()
 
 
@@ -312,27 +320,27 @@ async def test_handing_over_again_changes_nothing(three: Centers) -> None:
 async def test_a_center_that_loses_its_disk_gets_its_slots_back(three: Centers, loser: str) -> None:
     await three.deposit(ALICE, 100, "deposit-1")
     await three.reserve(ALICE, BOB, 60, "hold-1")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     await three.pay(ALICE, BOB, 10, "transfer-1")
-    await three.settle()
+    await settle(three)
     await three.recover(loser)
     service = three.service(loser)
     assert loser not in await acting(three, ALICE)  # before it has what the other homes did
-    await three.settle()
-    await follow_homes(three)
+    await settle(three)
+    await catch_up(three)
     assert await acting(three, ALICE) == ["c"]
     assert await service.balance(ALICE) == 90
     assert (await three.pay(ALICE, BOB, 10, "transfer-1")).state == TRANSFER_STATE_CREDITED
     await three.pay(ALICE, BOB, 10, "transfer-2")
-    await three.settle()
+    await settle(three)
     await three.check_same()
 
 
 async def test_a_handover_that_came_with_a_snapshot_is_taken_over(three: Centers) -> None:
     """The new home was away for so long that it gets rows instead of entries."""
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await three.deposit(BOB, 50, "deposit-2")
     await three.pay(BOB, ALICE, 5, "transfer-1")
     await hand_over(three, ALICE, "a", "c")
@@ -340,9 +348,8 @@ async def test_a_handover_that_came_with_a_snapshot_is_taken_over(three: Centers
     await c.store.write("install", inbox.begin_install("a", "ledger"))
     await three.settle()
     assert await acting(three, ALICE) == []
-    await c.store.write("take over", c.slots._late(account_slot(ALICE) or 0, 2, "a"))
+    await settle(three)
     assert await acting(three, ALICE) == ["c"]
-    await three.settle()
     assert await c.balance(ALICE) == 105
     await three.check_same()
 
@@ -350,7 +357,7 @@ async def test_a_handover_that_came_with_a_snapshot_is_taken_over(three: Centers
 async def test_a_violation_of_the_fence_is_found(three: Centers) -> None:
     """Money of an account that is left behind at a former home."""
     await three.deposit(ALICE, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     a = three.service("a")
     damage = "UPDATE ledger_account SET balance = 1 WHERE account_id = ? AND center = 'a'"
@@ -377,7 +384,7 @@ async def test_a_deposit_that_is_asked_for_again_is_not_booked_by_the_next_home(
         )
         assert answer.balance.minor_units == 100
         if home == "a":
-            await three.settle()
+            await settle(three)
             await move(three, ALICE, "a", "c")
     deposit.amount.minor_units = 101
     with pytest.raises(RpcError, match="IDEMPOTENCY_CONFLICT"):
@@ -391,55 +398,10 @@ async def test_a_deposit_that_is_asked_for_again_is_not_booked_by_the_next_home(
     await three.check_same()
 
 
-async def asked_to(
-    made: Centers, source: str, slot: int, to: str, **given: int
-) -> HandOverResponse:
-    return await ask(
-        made.service(source).dispatcher,
-        peer_method("transfer", "HandOver"),
-        HandOverRequest(slot=slot, home=to, **given),
-        HandOverResponse,
-        5.0,
-    )
-
-
-async def test_a_home_gives_nothing_to_who_is_behind(three: Centers) -> None:
-    """Its users would wait for as long."""
-    await three.deposit(ALICE, 100, "deposit-1")
-    with patch.object(handover, "CATCH_UP_S_MAX", 0), pytest.raises(RpcError) as refused:
-        await asked_to(three, "a", 0, "c")
-    assert (refused.value.reason, refused.value.ran) == ("NEW_HOME_BEHIND", False)
-    assert await acting(three, ALICE) == ["a"]
-
-
-async def test_a_move_that_was_decided_on_what_has_changed_since_is_none(three: Centers) -> None:
-    await three.settle()
-    for name in three.names:  # they confirm what they have applied
-        for peer in three.names:
-            if peer != name:
-                await three.service(name).exchange(peer)
-    with patch.object(handover, "TAKE_OVER_S_MAX", 0):
-        first = await asked_to(three, "a", 0, "c", epoch=1)
-        assert (first.epoch, first.taken_over) == (2, False)
-        assert await asked_to(three, "a", 0, "c", epoch=1) == first
-    for late in (1, 3):
-        with pytest.raises(RpcError, match="STALE_EPOCH"):
-            await asked_to(three, "a", 0, "b", epoch=late)
-
-
-@pytest.mark.parametrize(("slot", "to"), [(-1, "c"), (4096, "c"), (0, "x")])
-async def test_there_must_be_such_a_slot_and_such_a_center(
-    three: Centers, slot: int, to: str
-) -> None:
-    with pytest.raises(RpcError) as refused:
-        await asked_to(three, "a", slot, to)
-    assert refused.value.reason in ("INVALID_FIELD", "UNKNOWN_CENTER")
-
-
 async def test_a_transfer_to_a_slot_that_is_just_coming_here_waits(three: Centers) -> None:
     """It is neither a local transfer yet, nor one that anybody else would credit."""
     await three.deposit(CAROL, 100, "deposit-1")
-    await three.settle()
+    await settle(three)
     await hand_over(three, ALICE, "a", "c")
     c = three.service("c")
     with patch.object(homes, "_lacks", lacks):
@@ -454,30 +416,6 @@ def lacks(*_: object) -> Unit[bool]:
     return True
 
 
-async def test_a_new_center_takes_the_homes_that_the_mesh_began_with() -> None:
-    """Computed for three centers, a third of the slots would be at home at the new one at once."""
-    async with centers("a", "b", "c") as three:
-        began = placement("a", "b")
-        for name in ("a", "b"):
-            store = three.service(name).store
-            await store.write("began", homes._replace_first([began.home(s) for s in range(SLOTS)]))
-        assert await acting(three, CAROL) == ["a", "c"]
-        c = await three.recover("c")
-        assert await acting(three, CAROL) == ["a"]
-        assert c.site.placement.home(account_slot(CAROL) or 0) == "a"
-        await three.settle()
-        await move(three, CAROL, "a", "c")
-        assert await acting(three, CAROL) == ["c"]
-
-
-async def test_a_new_center_waits_for_who_may_know_them() -> None:
-    async with centers("a", "b") as two:
-        b = two.service("b")
-        two.hush("a")
-        with pytest.raises(RpcError, match="CENTER_UNREACHABLE"):
-            await b.slots.join(["a"])
-
-
 async def test_ids_that_were_used_before_a_move_stay_used(three: Centers) -> None:
     """Holds, captures and cancels, as transfers: whoever asks again hears the first answer."""
     await three.deposit(ALICE, 100, "deposit-1")
@@ -488,7 +426,7 @@ async def test_ids_that_were_used_before_a_move_stay_used(three: Centers) -> Non
     released = await three.release(ALICE, "released")
     refused = await three.reserve(ALICE, BOB, 900, "refused")
     cancelled = await three.pay(ALICE, BOB, 5, "cancelled", refused="CANCELLED")
-    await three.settle()
+    await settle(three)
     await move(three, ALICE, "a", "c")
     again = await three.reserve(ALICE, BOB, 30, "held")
     assert again == held._replace(center="c", epoch=2)
@@ -501,5 +439,5 @@ async def test_ids_that_were_used_before_a_move_stay_used(three: Centers) -> Non
     assert recaptured.transfer.state == TRANSFER_STATE_CREDITED
     assert await three.pay(ALICE, BOB, 5, "cancelled") == cancelled
     assert await three.service("c").available(ALICE) == 50
-    await three.settle()
+    await settle(three)
     await three.check_same()

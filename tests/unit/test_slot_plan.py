@@ -76,13 +76,25 @@ def test_a_plan_says_what_moves_and_that_nothing_has_been_done() -> None:
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     steps = slot_plan.drain(view(ABC), "c", list(ABC))
     slot_plan.save(steps, tmp_path / "plan.json")
-    assert slot_plan.load(tmp_path / "plan.json") == steps
+    assert slot_plan.load(tmp_path / "plan.json", ["a", "b", "c"]) == steps
 
 
-@pytest.mark.parametrize("text", ["", "{}x", '[{"slot": 1}]', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}x",
+        '[{"slot": 1}]',
+        "[1]",
+        '[{"slot": 4096, "source": "a", "to": "b", "epoch": 1}]',
+        '[{"slot": 1, "source": "x", "to": "b", "epoch": 1}]',
+        '[{"slot": 1, "source": "a", "to": ["b"], "epoch": 1}]',
+        '[{"slot": 1, "source": "a", "to": "b", "epoch": "1"}]',
+    ],
+)
 def test_what_is_no_plan_is_called_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(Failure, match="is no plan"):
-        slot_plan.load(tmp_path / "plan.json")
+        slot_plan.load(tmp_path / "plan.json", ["a", "b", "c"])
     with pytest.raises(Failure, match="no file"):
-        slot_plan.load(tmp_path / "nowhere.json")
+        slot_plan.load(tmp_path / "nowhere.json", ["a", "b", "c"])

@@ -150,6 +150,24 @@ NOON = datetime.fromtimestamp(NOON_MS / 1000, UTC)
 DAY_START_MS = int(datetime(NOON.year, NOON.month, NOON.day, tzinfo=UTC).timestamp() * 1000)
 
 
+async def test_entries_of_moves_join_and_are_not_shown() -> None:
+    """The account went to another home between its second and its third payment."""
+
+    def moving(number: int, minor_units: int, left: int) -> Entry:
+        return entry(
+            number,
+            amount=Money(currency_code="CNY", minor_units=minor_units),
+            balance_after=Money(currency_code="CNY", minor_units=left),
+            moved=True,
+        )
+
+    newest = entry(5, balance_after=Money(currency_code="CNY", minor_units=30))
+    served = [newest, moving(4, 20, 20), moving(3, -20, 0), entry(2), entry(1)]
+    assert [one.number for one in await read(FakeClient(served))] == [5, 2, 1]
+    with pytest.raises(Failure, match="entry 3 is missing"):
+        await read(FakeClient([newest, moving(4, 20, 20), entry(2), entry(1)]))
+
+
 async def test_a_period_includes_its_first_and_its_last_day() -> None:
     at_ms = [-2 * DAY_MS, -1, 0, DAY_MS - 1, DAY_MS]
     served = [
