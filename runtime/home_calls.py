@@ -59,15 +59,15 @@ async def ask_home(
     timeout_s: float,
     metadata: Mapping[str, str] | None = None,
 ) -> M:
-    """Asks the home of a slot, and whoever that is by now. Raises what it raises; WRONG_HOME if nobody is
+    """Asks the home of a slot, and whoever that is by now. Raises what it raises; SLOT_MOVING if nobody is
     home for too long."""
     home = placement.home(slot)
     for trips in range(1, TRIPS_MAX + 1):
         try:
             return await ask(mesh.at(home), method, request, response_type, timeout_s, metadata)
         except RpcError as error:
-            if error.reason != WRONG_HOME or trips == TRIPS_MAX:
+            if error.reason != WRONG_HOME:
                 raise
             home = named_home(error, slot, placement)
         await asyncio.sleep(wait_s(trips))
-    raise AssertionError("not reached")
+    raise slot_moving(slot)

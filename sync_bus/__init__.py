@@ -11,4 +11,5 @@
 `anti_entropy`  finding what differs between a copy and its owner although it should not
 `lag`         how far a copy is behind, in entries and in time, and until it has caught up
 `merge`       which of two concurrent writes wins
+`homes`       who is home of a slot, and acts for it; `handover` gives one away while users go on
 """

@@ -80,9 +80,10 @@ class HandoverServicer:
 
     async def _require_near(self, to: str) -> None:
         """Users of the slot wait for as long as its new home is behind."""
-        followers = self._followers[to]
-        behind = [await followers.wait(topic, CATCH_UP_S_MAX) for topic in self._topics]
-        if any(behind) or not self._site.mesh.reachable(to):
+        is_near = self._site.mesh.reachable(to)
+        for topic in self._topics if is_near else ():
+            is_near = is_near and not await self._followers[to].wait(topic, CATCH_UP_S_MAX)
+        if not is_near:
             raise RpcError(
                 StatusCode.UNAVAILABLE,
                 "NEW_HOME_BEHIND",

@@ -70,7 +70,8 @@ T = TypeVar("T")
 
 
 class Present(NamedTuple):
-    """The home of a slot as far as is known here. It acts unless it is not known to have taken over."""
+    """The home of a slot as far as is known here. It acts once it is known to have taken over, and not
+    while a snapshot is being installed here."""
 
     slot: int
     epoch: int

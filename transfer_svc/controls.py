@@ -188,7 +188,9 @@ def _cannot_close(account_id: str, stamp: Stamp) -> Unit[str]:
     if account is not None and account.balance:
         return "ACCOUNT_HAS_HOLDS" if account.held else "ACCOUNT_NOT_EMPTY"
     rows = yield from query(
-        "SELECT 1 FROM transfer WHERE payer_account_id = ? AND state = 2 LIMIT 1", account_id
+        "SELECT 1 FROM transfer LEFT JOIN refunded USING (payer_account_id, transfer_id)"
+        " WHERE payer_account_id = ? AND (state = 2 OR (state = 4 AND refunded.center IS NULL)) LIMIT 1",
+        account_id,
     )
     return "ACCOUNT_HAS_TRANSIT" if rows else ""
 

@@ -30,18 +30,16 @@ from transfer_svc.states import HoldEvent
 def move_out(center: str, slot: int, epoch: int, to: str, stamp: Stamp) -> Unit[int]:
     """At the home that gives a slot away. Returns how many accounts had money, or holds."""
     accounts = yield from query(
-        "SELECT account_id, currency FROM ledger_account WHERE account_id > ? AND account_id < ?"
-        " AND center = ? AND balance > 0 ORDER BY account_id",
+        "SELECT account_id, currency, balance FROM ledger_account"
+        " WHERE account_id > ? AND account_id < ? AND center = ? AND balance > 0 ORDER BY account_id",
         *_accounts(slot),
         center,
     )
-    for account_id, currency in accounts:
+    for account_id, currency, balance in accounts:
         for row in (yield from holds.open_of(account_id, center)):
             yield from holds.end(row, HoldEvent.MOVE, stamp)
-        account = yield from ledger.find(account_id)
-        assert account is not None  # noqa: S101 - it has just been read
         posting = _posting(POSTING_KIND_MOVE_OUT, slot, epoch, account_id, currency, to)
-        posting.minor_units = account.balance
+        posting.minor_units = balance
         transit = ledger.transit(center, to, currency)
         yield from ledger.post(center, posting, account_id, transit, stamp)
     return len(accounts)

@@ -87,8 +87,14 @@ def test_an_operator_moves_a_user(mesh: RunningMesh) -> None:
     # What belongs to b goes on without a, and the other way round not without b.
     cli.json("center", "kill", "a")
     assert cli.json("fund", account, "1", "--currency", "CNY")["balance"]["minor_units"] == 501
+    # A plan whose center is dead ends at once, and says how far it came.
+    drained = cli.refused("route", "drain", "a")
+    assert drained["reason"] == "CENTER_UNREACHABLE"
+    assert "0 slots moved" in drained["message"]
     cli.json("center", "start", "a")
     wait_until(lambda: cli.run("login", alice, "--center", "a").returncode == 0)
+    statement = cli.run("statement", alice, "--format", "csv").stdout
+    assert [line.split(",")[0] for line in statement.splitlines()] == ["number", "4", "1"]
     # Asked for again it is no other move; decided on what has changed since, it is none at all.
     again = cli.json("route", "move", "--slot", str(slot), "--to", "b", "--epoch", "1")
     assert (again["epoch"], again["accounts_moved"]) == (2, 0)

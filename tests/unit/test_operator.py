@@ -11,6 +11,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     BookDepositResponse,
     ChangeControlRequest,
     CollectFactsResponse,
+    HandOverResponse,
     InspectResponse,
     LimitsChange,
     LookupAccountResponse,
@@ -36,6 +37,7 @@ from duohuo.v1.operator_service_pb2 import (
     GetStatusRequest,
     ListParkedRequest,
     ListParkedResponse,
+    MoveSlotRequest,
     ParkedAction,
     ParkedEntry,
     RetryParkedRequest,
@@ -260,3 +262,26 @@ async def test_a_transfers_facts_are_the_transfer_services() -> None:
     # A silent service is not one that knows nothing.
     with pytest.raises(RpcError, match="CENTER_UNREACHABLE"):
         await operator(silent(), silent()).FindTransfers(request, INCOMING)
+
+
+async def test_a_move_must_say_what_to_move_and_where_to() -> None:
+    """Nothing is not slot 0."""
+    here, home = silent(), silent()
+    with pytest.raises(RpcError) as refused:
+        await operator(here, home).MoveSlot(MoveSlotRequest(home="b"), INCOMING)
+    assert (refused.value.reason, refused.value.field_name) == ("INVALID_FIELD", "what")
+    with pytest.raises(RpcError, match="UNKNOWN_CENTER"):
+        await operator(here, home).MoveSlot(MoveSlotRequest(slot=0, home="c"), INCOMING)
+    assert here.calls == home.calls == []
+
+
+async def test_money_moves_before_the_account_at_whoever_is_home_by_now() -> None:
+    wrong = RpcError(
+        StatusCode.FAILED_PRECONDITION, "WRONG_HOME", "", details={"home": "b", "epoch": "5"}
+    )
+    here = RecordingEndpoint(fails(wrong))
+    home = RecordingEndpoint(says(HandOverResponse(epoch=6, taken_over=True, accounts_moved=2)))
+    done = await operator(here, home).MoveSlot(MoveSlotRequest(slot=0, home="a"), INCOMING)
+    assert (done.epoch, done.taken_over, done.accounts_moved) == (6, True, 4)
+    assert [call.method.role for call in here.calls] == ["transfer"]
+    assert [call.method.role for call in home.calls] == ["transfer", "account"]
