@@ -93,7 +93,7 @@ def shown(steps: Sequence[Step], counted: CountSlotsResponse) -> str:
         f" in about {duration(1000 * len(steps) // STEPS_PER_S)}"
     )
     rows = [(*pair, count) for pair, count in sorted(between.items())]
-    wait = "While a slot moves, payments of its users wait for less than a second."
+    wait = "While a slot moves, payments of its users wait for a moment."
     return "\n".join(
         [what, table(("FROM", "TO", "SLOTS"), rows), wait, "Nothing has been done yet."]
     )

@@ -126,7 +126,8 @@ def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -
     """Makes a range of a copy what a snapshot has of it; in a merged table, what is newer stays.
 
     Returns the rows that something else stands in the way of, such as a copy that was changed by hand
-    to have a value that is unique. Anti-entropy comes back to them.
+    to have a value that is unique. Anti-entropy comes back to them. Where rows of the same version differ,
+    only the owner is believed: another center's copy may be the one that was changed by hand.
     """
     given = {table.key(row): row for row in rows}
     for present in (yield from rows_in(table, source, keys)):
@@ -136,9 +137,11 @@ def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -
             del given[key]
         elif row is not None and table.version(row) > table.version(present):
             continue
-        elif not table.merged or (row and table.version(row) == table.version(present)):
+        elif not table.merged or (row and _corrects(table, source, row, present)):
             yield from _delete(table, present)
-        elif row is not None and table.put is None:
+        elif row is not None and (
+            table.put is None or table.version(row) == table.version(present)
+        ):
             del given[key]
     refused = []
     for row in given.values():
@@ -150,6 +153,10 @@ def install(table: CopiedTable, source: str, keys: Range, rows: Sequence[Row]) -
             refused.append(row)
         yield from query("RELEASE installed")
     return refused
+
+
+def _corrects(table: CopiedTable, source: str, row: Row, present: Row) -> bool:
+    return table.version(row) == table.version(present) and table.owner_of(row) == source
 
 
 def repair(

@@ -4,6 +4,7 @@ from duohuo.internal.v1.log_pb2 import (
     POSTING_KIND_CREDIT,
     POSTING_KIND_DEBIT,
     POSTING_KIND_TRANSFER,
+    CreditRefused,
     LogRecord,
     Posting,
 )
@@ -52,6 +53,7 @@ class Inbound:
                     )
             case "credit_refused":
                 refused = record.credit_refused
+                yield from _require_payees_home(source, refused)
                 yield from transfers.copy_refused(source, refused, record.time_ms)
                 if refused.payer_home == self._site.here:
                     yield from self._settle(
@@ -186,6 +188,18 @@ class Inbound:
                 application_id, decision_of(state, reason), reason, "", stamp
             )
         yield from applications.touch(payer, transfer_id, body_hash, self._site.here)
+
+
+def _require_payees_home(source: str, refused: CreditRefused) -> Unit[None]:
+    """Raises ValueError if a center refuses what is not its own to credit: whose it is may credit it."""
+    row = yield from transfers.find(refused.payer_account_id, refused.transfer_id)
+    if row is None:
+        return  # the debit is at its own center first: there it is known
+    slot = account_slot(row.payee_account_id)
+    if slot is not None:
+        yield from homes.require_speaks(source, ledger.LEDGER.name, slot)
+    elif row.payee_home != source:
+        raise ValueError("nobody has asked this center for the credit")
 
 
 def _written(record: LogRecord) -> list[str]:

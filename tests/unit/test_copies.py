@@ -166,6 +166,15 @@ async def test_a_row_of_the_same_version_with_another_content_is_replaced() -> N
         assert await held(store, FIELDS) == [field("x", 2)]
 
 
+async def test_a_snapshot_of_another_than_the_owner_alters_no_row_of_the_same_version() -> None:
+    """It may be the copy that was changed by hand: also the owner itself gets snapshots of others."""
+    async with temporary_store(SCHEMA) as store:
+        row = field("x", 2, center="c")
+        await hold(store, FIELDS, [row])
+        await install(store, FIELDS, EVERYTHING, [field("x", 2, center="c", value="tampered")])
+        assert await held(store, FIELDS) == [row]
+
+
 async def test_an_older_row_of_a_merged_table_goes_to_its_history() -> None:
     put: list[Row] = []
 

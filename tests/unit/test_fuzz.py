@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from duohuo.internal.v1 import log_pb2
 from duohuo.internal.v1.log_pb2 import (
     ControlChanged,
+    CreditRefused,
     HoldChanged,
     Leg,
     LogEntry,
@@ -76,6 +77,22 @@ async def test_a_center_tells_only_of_accounts_that_are_at_home_there(record: Lo
         b = two.centers["b"]
         with pytest.raises(ValueError, match="another home"):
             await b.store.write("apply", b.inbound.apply("a", record, stamp(0)))
+
+
+async def test_only_the_payees_home_can_refuse_a_credit() -> None:
+    """Else another center could give back to the payer what the payee gets as well."""
+    async with bank("a", "b", "c") as three:
+        a = three.centers["a"]
+        await three.deposit(HERS, 100, "deposit-1")
+        await three.pay(HERS, HIS, 40, "transfer-1")
+        refused = CreditRefused(
+            transfer_id="transfer-1", payer_account_id=HERS, reason="NO", payer_home="a"
+        )
+        unit = a.inbound.apply("c", LogRecord(credit_refused=refused), stamp(0))
+        with pytest.raises(ValueError, match="only its home"):
+            await a.store.write("apply", unit)
+        await three.settle()
+        assert (await a.balance(HERS), await a.balance(HIS)) == (60, 40)
 
 
 async def test_an_answer_that_is_no_message_is_a_fault_of_its_sender() -> None:
