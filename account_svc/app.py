@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from account_svc import registry, store
+from account_svc.announcement_service import AnnouncementService
 from account_svc.identifier_service import IdentifierService
 from account_svc.memory import Memory
 from account_svc.passwords import Passwords
@@ -193,6 +194,6 @@ def build(
     servicers = (service, IdentifierService(site, database, service, slots))
     dispatcher.add("duohuo.v1.AccountService", *servicers, refusal=node.refusal)
     handing = HandoverServicer(store.TOPICS, site, database, slots)
-    peers = (*servicers, handing, *node.servicers)
+    peers = (*servicers, AnnouncementService(site, database), handing, *node.servicers)
     dispatcher.add("duohuo.internal.v1.AccountPeerService", *peers, refusal=node.refusal)
     return AccountNode(node, slots, Memory(site, database), revoker)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from account_svc import erasure, notification, registry, revoker
+from account_svc import announcement, erasure, notification, registry, revoker
+from account_svc.announcement import Raised
 from account_svc.notification import Setting
 from account_svc.revoker import Due
 from duohuo.internal.v1.log_pb2 import (
@@ -54,6 +55,7 @@ CREATE INDEX IF NOT EXISTS request_by_time ON request (center, time_ms);
     + registry.SCHEMA
     + erasure.SCHEMA
     + notification.SCHEMA
+    + announcement.SCHEMA
     + revoker.SCHEMA
 )
 
@@ -269,6 +271,20 @@ def _forget(center: str, forgotten: RequestsForgotten) -> Unit[None]:
     )
 
 
+def announce(raised: Raised, action: str, center: str, who: str, stamp: Stamp) -> Unit[Raised]:
+    """Raises or lifts what operators tell users, unless that was done meanwhile; returns what there is."""
+    present = yield from announcement.find(raised.announcement_id)
+    if present is not None and present.lifted >= raised.lifted:
+        return present
+    yield from announcement.merge(raised, Version(stamp.hlc, center))
+    yield from log.append(CHANGES, stamp, LogRecord(announcement_changed=raised.record()))
+    before, after = ("", raised.texts) if present is None else (present.texts, "lifted")
+    yield from audit.record(
+        "account", center, who, action, raised.announcement_id, before, after, stamp
+    )
+    return raised
+
+
 def erase(account_id: str, center: str, who: str, stamp: Stamp) -> Unit[None]:
     """At the account's home: an operator has what is personal of it erased, here and, by an entry,
     everywhere. Nothing if that was done before."""
@@ -355,6 +371,8 @@ def apply(source: str, record: LogRecord, stamp: Stamp) -> Unit[None]:
                 changed.account_id, changed.request_id, record.time_ms, source, body
             )
             yield from notification.merge(changed.account_id, setting, version)
+        case "announcement_changed":
+            yield from announcement.merge(announcement.of(record.announcement_changed), version)
         case other:
             raise ValueError(f"not a record of this service: {other}")
 
@@ -500,6 +518,7 @@ CHANGES = Topic(
             gone=erasure.is_gone,
         ),
         notification.TABLE,
+        announcement.TABLE,
     ),
 )
 TOPICS = (registry.ACCOUNTS, CHANGES)

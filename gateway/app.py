@@ -1,9 +1,10 @@
 """Puts the gateway role together: the only place that wires it."""
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import ProbeRequest, ProbeResponse
-from gateway.announcements import AnnouncementServicer
+from gateway.announcements import Announcements, AnnouncementServicer
 from gateway.authenticator import Authenticator
 from gateway.limits import Limiter, Limits
 from gateway.operator import OperatorServicer, Spans
@@ -26,6 +27,14 @@ class PeerServicer:
         return ProbeResponse(center=self.center, placement_epoch=self.placement.epoch)
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What serves users' calls, and what must run for as long as it does."""
+
+    router: Router
+    run: Callable[[], Coroutine[None, None, None]]
+
+
 def build(
     mesh: Mesh,
     placement: Placement,
@@ -34,10 +43,14 @@ def build(
     dispatcher: Dispatcher,
     limits: Limits,
     seal: TokenSeal,
-) -> Router:
-    """Serves the gateway role from `dispatcher`; the returned router serves users' calls."""
-    dispatcher.add("duohuo.v1.AnnouncementService", AnnouncementServicer(mesh))
+) -> Gateway:
+    """Serves the gateway role from `dispatcher`."""
+    announcements = Announcements(mesh, clock)
+    announced = AnnouncementServicer(announcements, placement)
+    dispatcher.add("duohuo.v1.AnnouncementService", announced)
     dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans))
     dispatcher.add("duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement))
     authenticator = Authenticator(mesh.here, clock, seal)
-    return Router(mesh, placement, authenticator, clock, Limiter(limits, clock))
+    limiter = Limiter(limits, clock)
+    router = Router(mesh, placement, authenticator, clock, limiter, announcements)
+    return Gateway(router, announcements.follow)

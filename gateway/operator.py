@@ -23,6 +23,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     LookupAccountRequest,
     LookupAccountResponse,
 )
+from duohuo.v1.announcement_service_pb2 import Announcement
 from duohuo.v1.operator_service_pb2 import (
     ACCOUNT_STATUS_CLOSED,
     ACCOUNT_STATUS_FROZEN,
@@ -52,6 +53,7 @@ from duohuo.v1.operator_service_pb2 import (
     GetPlacementRequest,
     GetRouteRequest,
     GetStatusRequest,
+    LiftAnnouncementRequest,
     ListAuditRequest,
     ListAuditResponse,
     ListNotificationsRequest,
@@ -65,6 +67,7 @@ from duohuo.v1.operator_service_pb2 import (
     ParkedAction,
     PeerStatus,
     PlacementView,
+    RaiseAnnouncementRequest,
     RetryNotificationsRequest,
     RetryNotificationsResponse,
     RetryParkedRequest,
@@ -187,19 +190,39 @@ class OperatorServicer:
             )
         return counted
 
+    async def RaiseAnnouncement(
+        self, request: RaiseAnnouncementRequest, incoming: Incoming
+    ) -> Announcement:
+        if request.center:
+            self._require_center(request.center)
+        return await self._announce("RaiseAnnouncement", request, incoming)
+
+    async def LiftAnnouncement(
+        self, request: LiftAnnouncementRequest, incoming: Incoming
+    ) -> Announcement:
+        return await self._announce("LiftAnnouncement", request, incoming)
+
+    async def _announce(self, name: str, request: Message, incoming: Incoming) -> Announcement:
+        asked = peer_method("account", name)
+        who = {OPERATOR: incoming.operator}
+        return await ask(self._mesh.local, asked, request, Announcement, ROLE_TIMEOUT_S, who)
+
+    def _require_center(self, name: str) -> None:
+        if name not in (self._mesh.here, *self._mesh.peers):
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "UNKNOWN_CENTER",
+                "there is no such center in this mesh",
+                advice="See `duohuo status`.",
+            )
+
     async def MoveSlot(self, request: MoveSlotRequest, incoming: Incoming) -> MoveSlotResponse:
         what, slot = request.WhichOneof("what"), request.slot
         if what is None:
             raise invalid("what", "must be a user or a slot")
         if what == "user":
             slot, _ = await self._find(request.user)
-        if request.home not in (self._mesh.here, *self._mesh.peers):
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                "UNKNOWN_CENTER",
-                "a slot can only be moved to a center of this mesh",
-                advice="See `duohuo status`.",
-            )
+        self._require_center(request.home)
         before = self._placement.home(slot)
         asked = HandOverRequest(slot=slot, home=request.home)
         if request.HasField("epoch"):

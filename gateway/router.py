@@ -5,12 +5,13 @@ request stays bytes; only its key is read.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 from grpc import StatusCode
 
 from duohuo.v1.routing_pb2 import ACCESS_USER
+from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator, bad_key
 from gateway.limits import Limiter
 from gateway.routes import KeyMissing, Target, targets
@@ -42,6 +43,7 @@ ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 SESSION_RECHECK_S = 2.0
+_OUTAGE = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED})
 _ELSEWHERE = frozenset(
     {
         "CENTER_UNREACHABLE",
@@ -63,18 +65,29 @@ class Router:
         authenticator: Authenticator,
         clock: Clock,
         limiter: Limiter,
+        announcements: Announcements,
     ) -> None:
         self._mesh = mesh
         self._placement = placement
         self._authenticator = authenticator
         self._clock = clock
         self._limiter = limiter
+        self._announcements = announcements
 
     async def unary(self, call: Call) -> Reply:
         self._limiter.count_address(call.metadata.get(CLIENT, ""))
         timeout_s = max(call.timeout_s - ANSWER_MARGIN_S, call.timeout_s / 2)
         deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
         wanted, slot = self._targets(call)
+        try:
+            return await self._first_answer(call, wanted, slot, deadline_ms)
+        except RpcError as error:
+            self._announce(error, wanted, slot)
+            raise
+
+    async def _first_answer(
+        self, call: Call, wanted: Sequence[Target], slot: int | None, deadline_ms: int
+    ) -> Reply:
         metadata = await self._metadata(call, slot)
         asked: list[Target] = []
         errors: list[RpcError] = []
@@ -114,6 +127,17 @@ class Router:
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
         self._limiter.count_address(call.metadata.get(CLIENT, ""))
         wanted, slot = self._targets(call)
+        try:
+            async with aclosing(self._first_stream(call, wanted, slot)) as messages:
+                async for message in messages:
+                    yield message
+        except RpcError as error:
+            self._announce(error, wanted, slot)
+            raise
+
+    async def _first_stream(
+        self, call: Call, wanted: Sequence[Target], slot: int | None
+    ) -> AsyncGenerator[bytes, None]:
         metadata = await self._metadata(call, slot)
         target = next((t for t in wanted if self._mesh.reachable(t.center)), wanted[0])
         hop = Call(call.method, call.request, call.timeout_s, {**metadata, HOP: target.hop})
@@ -197,6 +221,12 @@ class Router:
         elif address := call.metadata.get(CLIENT):
             metadata[CLIENT_ADDRESS] = address
         return metadata
+
+    def _announce(self, error: RpcError, wanted: Sequence[Target], slot: int | None) -> None:
+        """An error that comes from an outage says what users are told of it."""
+        if not error.announcements and (error.code in _OUTAGE or "center" in error.details):
+            asked = {wanted[0].center} | ({self._home(slot)} if slot is not None else set())
+            error.announcements = tuple(self._announcements.in_force(asked))
 
     def _unanswered(self, method: Method, asked: list[Target], errors: list[RpcError]) -> RpcError:
         """What the caller is told when no center that may answer has answered."""

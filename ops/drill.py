@@ -227,6 +227,7 @@ class _CenterLoss:
                 ListAnnouncementsResponse,
             )
             _expect(any(one.center == lost for one in listed.announcements), "it is not")
+            _expect([one.center for one in error.announcements] == [lost], "not in the refusal")
         async with step(f"center {lost} is back"):
             await self.restore()
         async with step("within 5 s: the covered application SUCCEEDED") as notes:

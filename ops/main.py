@@ -7,6 +7,7 @@ import typer
 
 from ops import (
     account_commands,
+    announce_commands,
     audit_commands,
     bench_commands,
     center_commands,
@@ -39,6 +40,7 @@ hold_commands.add_to(app)
 export_commands.add_to(app)
 control_commands.add_to(app)
 route_commands.add_to(app)
+announce_commands.add_to(app)
 parked_commands.add_to(app)
 audit_commands.add_to(app)
 notification_commands.add_to(app)

@@ -38,6 +38,7 @@ class Failure(Exception):
     reason: str = ""
     ran: bool | None = None
     advice: str = ""
+    announced: Sequence[str] = ()
 
     def __str__(self) -> str:
         lines = [f"error: {self.message}" + (f" ({self.reason})" if self.reason else "")]
@@ -45,6 +46,7 @@ class Failure(Exception):
             lines.append("It may have run." if self.ran else "It did not run.")
         if self.advice:
             lines.append(self.advice)
+        lines += (f"! {text}" for text in self.announced)
         return "\n".join(lines)
 
 
@@ -64,7 +66,9 @@ def command(
             if failure is None:
                 raise
             if kwargs.get("output") is Format.JSON:
-                shown = {key: value for key, value in vars(failure).items() if value is not None}
+                shown = {
+                    key: value for key, value in vars(failure).items() if value not in (None, ())
+                }
                 print(json.dumps({"error": shown}, indent=2))  # noqa: T201 - what was asked for
             else:
                 print(failure, file=sys.stderr)  # noqa: T201 - for people
@@ -110,7 +114,8 @@ def _failure(error: Exception) -> Failure | None:
             field = error.field_name
             named = not field or error.message.startswith(field)
             message = error.message if named else f"{field} {error.message}"
-            return Failure(message, error.reason, error.ran, advice)
+            announced = tuple(one.text for one in error.announcements)
+            return Failure(message, error.reason, error.ran, advice, announced)
         case NoMesh() | ControlError():
             return Failure(str(error))
     return None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -100,14 +100,16 @@ async def build(
         duties.append(sessions.run)
         wait_alive.append(sessions.node.wait_alive)
     if "transfer" in roles:
-        store, bus = await _open(transfer_svc.app, site, outside)
-        await _place(store, site)
-        transfers = transfer_svc.app.build(site, store, bus, dispatcher, outside.courier)
+        # Of a slot, money moves first and then accounts: where one is says nothing of the other.
+        own = replace(site, placement=site.placement.copy())
+        store, bus = await _open(transfer_svc.app, own, outside)
+        await _place(store, own)
+        transfers = transfer_svc.app.build(own, store, bus, dispatcher, outside.courier)
         duties.append(transfers.run)
         wait_alive.append(transfers.node.wait_alive)
     router = None
     if "gateway" in roles:
-        router = gateway.app.build(
+        users = gateway.app.build(
             site.mesh,
             site.placement,
             site.clock,
@@ -116,6 +118,8 @@ async def build(
             outside.limits,
             outside.seal,
         )
+        router = users.router
+        duties.append(users.run)
     if "account" not in roles and not {"gateway", "session"}.isdisjoint(roles):
         duties.append(partial(follow_homes, site.mesh.local, site.placement))
     return Center(router, duties, wait_alive)

@@ -4,12 +4,14 @@ Every error has a stable reason (google.rpc.ErrorInfo, domain `duohuo`), and say
 definitely did not run: only then, or when it is safe to run twice, may it be sent elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
+
+from duohuo.v1.announcement_service_pb2 import Announcement
 
 DOMAIN = "duohuo"
 _CODES = {code.value[0]: code for code in StatusCode}
@@ -30,6 +32,8 @@ class RpcError(Exception):
     advice: str = ""
     field_name: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    announcements: Sequence[Announcement] = ()
+    """What users are told of the outage that this comes from."""
 
     def __str__(self) -> str:
         return f"{self.code.name} {self.reason}: {self.message}"
@@ -45,6 +49,7 @@ class RpcError(Exception):
             | error_details_pb2.RetryInfo
             | error_details_pb2.BadRequest
             | error_details_pb2.LocalizedMessage
+            | Announcement
         ] = [info]
         if self.retry_after_ms is not None:
             retry = error_details_pb2.RetryInfo()
@@ -57,6 +62,7 @@ class RpcError(Exception):
             parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.advice:
             parts.append(error_details_pb2.LocalizedMessage(locale="en", message=self.advice))
+        parts += self.announcements
         for part in parts:
             wrapped = AnyMessage()
             wrapped.Pack(part)
@@ -71,6 +77,7 @@ class RpcError(Exception):
         retry = error_details_pb2.RetryInfo()
         bad = error_details_pb2.BadRequest()
         localized = error_details_pb2.LocalizedMessage()
+        announcements: list[Announcement] = []
         for detail in status.details:
             if detail.Unpack(info):
                 error.reason = info.reason
@@ -82,6 +89,9 @@ class RpcError(Exception):
                 error.field_name = bad.field_violations[0].field
             elif detail.Unpack(localized):
                 error.advice = localized.message
+            elif detail.Is(Announcement.DESCRIPTOR):
+                announcements.append(Announcement.FromString(detail.value))
+        error.announcements = tuple(announcements)
         return error
 
 

@@ -58,7 +58,8 @@ class HandoverServicer:
                 f"slot {slot} is in epoch {before.epoch} by now",
                 advice="See where it is (`duohuo route show`), and decide anew.",
             )
-        if before.home != to:
+        if before.home != to or to != self._site.here:
+            # What was given away, its new home may have given away since: that is for it to say.
             await self._store.read(homes.require(self._site.here, slot))
             await self._require_near(to)
             unit = self._homes.hand_over(slot, to, incoming.operator, self._site.stamps.now())

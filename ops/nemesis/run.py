@@ -118,6 +118,7 @@ async def _scenario(
         )
         users = [tasks.create_task(workload.run(user, until_s)) for user in workload.users]
         users.append(tasks.create_task(operators.freeze(workload, until_s)))
+        users.append(tasks.create_task(operators.announce(workload, until_s)))
         users.append(tasks.create_task(leavers.come_and_go(workload, until_s)))
         try:
             await faults.run(until_s)

@@ -13,7 +13,7 @@ from typing import Any
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
-from duohuo.v1.announcement_service_pb2 import ListAnnouncementsRequest
+from duohuo.v1.announcement_service_pb2 import Announcement, ListAnnouncementsRequest
 from duohuo.v1.money_pb2 import Money
 from duohuo.v1.operator_service_pb2 import (
     AccountControl,
@@ -24,8 +24,10 @@ from duohuo.v1.operator_service_pb2 import (
     EraseAccountResponse,
     FreezeAccountRequest,
     GetAccountControlRequest,
+    LiftAnnouncementRequest,
     MoveSlotRequest,
     MoveSlotResponse,
+    RaiseAnnouncementRequest,
     UnfreezeAccountRequest,
 )
 from gateway import ring
@@ -131,6 +133,14 @@ class RealMesh:
             else ("UnfreezeAccount", UnfreezeAccountRequest(user=account_id, version=found.version))
         )
         await ask_operator(self.state, center, path, request, AccountControlChange)
+
+    async def announce(self, center: str, announcement_id: str) -> None:
+        request = RaiseAnnouncementRequest(announcement_id=announcement_id, texts={"en": "Now."})
+        await ask_operator(self.state, center, "RaiseAnnouncement", request, Announcement)
+
+    async def lift(self, center: str, announcement_id: str) -> None:
+        request = LiftAnnouncementRequest(announcement_id=announcement_id)
+        await ask_operator(self.state, center, "LiftAnnouncement", request, Announcement)
 
     async def erase(self, center: str, account_id: str) -> None:
         request = EraseAccountRequest(user=account_id)

@@ -128,6 +128,7 @@ def after(stage: Stage, users: Sequence[User], history: History) -> Iterator[str
     yield from _sessions(stage, history)
     yield from _balances_read(stage, users, history)
     yield from _frozen(history)
+    yield from _announced(stage, history)
     yield from leavers.left(stage, history)
 
 
@@ -365,6 +366,19 @@ def _frozen(history: History) -> Iterator[str]:
                     and paid.end_s < one.start_s
                 ):
                     yield f"FROZEN: {paid} although it was frozen from {began_s:.3f} s on"
+
+
+def _announced(stage: Stage, history: History) -> Iterator[str]:
+    """Every center tells users what operators have raised, and nothing that they have lifted."""
+    lifted = {one.facts["id"] for one in history.of("lift", Outcome.OK)}
+    raised = {one.facts["id"] for one in history.of("announce", Outcome.OK)}
+    for name in stage.names:
+        found = dict(
+            stage.disk(name).rows("account", "SELECT announcement_id, lifted FROM announcement")
+        )
+        for announcement in raised:
+            if found.get(announcement) != (announcement in lifted):
+                yield f"ANNOUNCED: {announcement} is {found.get(announcement)} at {name}"
 
 
 def _accounts(stage: Stage, users: Sequence[User], history: History) -> Iterator[str]:

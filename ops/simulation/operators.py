@@ -8,6 +8,7 @@ from runtime.placement import slot_of
 FREEZE_EVERY_S = 12.0
 FROZEN_S = 3.0
 MOVE_EVERY_S = 5.0
+ANNOUNCE_EVERY_S = 10.0
 
 
 async def freeze(workload: Workload, until_s: float) -> None:
@@ -40,6 +41,37 @@ async def move(workload: Workload, until_s: float) -> None:
             workload.examine(operation, error)
         operation.end_s = stage.now_s()
         stage.note(str(operation))
+
+
+async def announce(workload: Workload, until_s: float) -> None:
+    """Tells users something now and then, and lifts it again at any center, each until it is certain."""
+    stage, raised, number = workload.stage, list[str](), 0
+    while stage.now_s() < until_s:
+        await workload.think(ANNOUNCE_EVERY_S)
+        if raised and workload.random.random() < 0.5:
+            await _repeat(workload, "lift", raised.pop())
+        else:
+            number += 1
+            raised.append(f"{workload.prefix}announcement-{number}")
+            await _repeat(workload, "announce", raised[-1])
+
+
+async def _repeat(workload: Workload, kind: str, announcement_id: str) -> None:
+    stage = workload.stage
+    operation = workload.begin(kind, workload.users[0], id=announcement_id)
+    while operation.outcome is not Outcome.OK:
+        center = workload.random.choice(stage.names)
+        try:
+            if kind == "announce":
+                await stage.announce(center, announcement_id)
+            else:
+                await stage.lift(center, announcement_id)
+            operation.outcome = Outcome.OK
+        except RpcError as error:
+            workload.examine(operation, error)
+            await workload.think(0.5)
+    operation.end_s = stage.now_s()
+    stage.note(str(operation))
 
 
 async def _set_frozen(workload: Workload, user: User, *, frozen: bool) -> None:

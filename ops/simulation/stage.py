@@ -64,6 +64,14 @@ class Stage(Protocol):
         """What an operator does at the account's home. Raises RpcError."""
         ...
 
+    async def announce(self, center: str, announcement_id: str) -> None:
+        """What an operator tells all users, at any center. Raises RpcError."""
+        ...
+
+    async def lift(self, center: str, announcement_id: str) -> None:
+        """Ends what an operator has told, at any center. Raises RpcError."""
+        ...
+
     async def erase(self, center: str, account_id: str) -> None:
         """What an operator does at the account's home. Raises RpcError."""
         ...

@@ -116,7 +116,7 @@ class Workload:
     ) -> None:
         self.stage = stage
         self._history = history
-        self._prefix = prefix
+        self.prefix = prefix
         self._think_s = think_s
         self.random = Random(f"workload {seed}")
         self._ids = stage.ids(self.random)
@@ -125,7 +125,7 @@ class Workload:
     def new_user(self, number: int) -> User:
         """A user who has done nothing yet."""
         password = f"secret-{number}"
-        names = (f"{self._prefix}{name}{number}@example.com" for name in ("user", "second"))
+        names = (f"{self.prefix}{name}{number}@example.com" for name in ("user", "second"))
         return User(number, next(names), [password], next(names), password)
 
     async def run(self, user: User, until_s: float) -> None:
@@ -248,7 +248,7 @@ class Workload:
     async def _contest(self, user: User) -> None:
         """UNIQUE: all users want this identifier, each at some other gateway, some for the account that
         they have."""
-        contested = f"{self._prefix}contested@example.com"
+        contested = f"{self.prefix}contested@example.com"
         if self.random.random() < 0.5:
             await self.login(user)
             if user.token:
@@ -264,7 +264,7 @@ class Workload:
 
     async def _deposit(self, user: User, amount: int) -> None:
         """An operator's deposit at the account's home, repeated until it is certain."""
-        deposit_id = f"{self._prefix}deposit-{user.number}"
+        deposit_id = f"{self.prefix}deposit-{user.number}"
         operation = self.begin("deposit", user, id=deposit_id, amount=amount)
         while operation.outcome is not Outcome.OK:
             home = self.stage.placement.home(slot_of(user.identifier))

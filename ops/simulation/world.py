@@ -21,6 +21,8 @@ from duohuo.v1.operator_service_pb2 import (
     AccountControl,
     CenterFacts,
     GetFactsRequest,
+    LiftAnnouncementRequest,
+    RaiseAnnouncementRequest,
     SpanRecord,
 )
 from gateway import ring
@@ -51,6 +53,8 @@ _FACTS = method("/duohuo.v1.OperatorService/GetFacts")
 _BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
 _GET_CONTROL = peer_method("transfer", "GetControl")
 _ERASE = peer_method("account", "EraseAtHome")
+_ANNOUNCE = peer_method("account", "RaiseAnnouncement")
+_LIFT = peer_method("account", "LiftAnnouncement")
 _CHANGE_CONTROL = peer_method("transfer", "ChangeControl")
 OPERATOR_TIMEOUT_S = 5.0
 SERVICES = ("account", "session", "transfer")
@@ -223,6 +227,16 @@ class World:
         )
         call = Call(_CHANGE_CONTROL, request.SerializeToString(), OPERATOR_TIMEOUT_S)
         await home.unary(call)
+
+    async def announce(self, center: str, announcement_id: str) -> None:
+        request = RaiseAnnouncementRequest(announcement_id=announcement_id, texts={"en": "Now."})
+        call = Call(_ANNOUNCE, request.SerializeToString(), OPERATOR_TIMEOUT_S)
+        await self.network.connect("client", center).unary(call)
+
+    async def lift(self, center: str, announcement_id: str) -> None:
+        request = LiftAnnouncementRequest(announcement_id=announcement_id)
+        call = Call(_LIFT, request.SerializeToString(), OPERATOR_TIMEOUT_S)
+        await self.network.connect("client", center).unary(call)
 
     async def erase(self, center: str, account_id: str) -> None:
         home = self.network.connect("client", center)

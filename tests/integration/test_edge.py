@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from duohuo.v1.account_service_pb2 import GetAccountRequest
 from duohuo.v1.session_service_pb2 import Session
+from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator
 from gateway.limits import Limiter, Limits
 from gateway.router import Router
@@ -62,7 +63,9 @@ class Edge:
         self.center = Held()
         mesh = Mesh("a", {"a": self.center}, clock)
         limiter = Limiter(Limits(user_calls_per_s=20, address_calls_per_s=100_000), clock)
-        router = Router(mesh, placement("a"), Authenticator("a", clock, SEAL), clock, limiter)
+        authenticator = Authenticator("a", clock, SEAL)
+        announcements = Announcements(mesh, clock)
+        router = Router(mesh, placement("a"), authenticator, clock, limiter, announcements)
         self.server = GrpcServer(router, methods_in(PUBLIC_FILES), "a", "gateway", accepts)
         self.port = 0
 

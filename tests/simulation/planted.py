@@ -9,10 +9,11 @@ import pytest
 from grpc import StatusCode
 
 import transfer_svc.app
-from account_svc import registry, revoker, rules
+from account_svc import announcement, registry, revoker, rules
 from account_svc import store as account_store
+from account_svc.announcement import Raised
 from account_svc.identifier_service import IdentifierService
-from duohuo.internal.v1.log_pb2 import Leg, LogEntry, LogRecord, Posting
+from duohuo.internal.v1.log_pb2 import AnnouncementChanged, Leg, LogEntry, LogRecord, Posting
 from duohuo.internal.v1.peer_services_pb2 import (
     ClaimIdentifierRequest,
     ClaimIdentifierResponse,
@@ -503,6 +504,16 @@ def holds_stay_at_the_old_home(patch: Patch) -> None:
     patch.setattr(holds, "moved_from", none)
 
 
+def lifting_is_heard_by_nobody_else(patch: Patch) -> None:
+    """Other centers go on telling users what was lifted."""
+    of = announcement.of
+
+    def in_force(changed: AnnouncementChanged) -> Raised:
+        return of(changed)._replace(lifted=0)
+
+    patch.setattr(announcement, "of", in_force)
+
+
 def _anybody_is_home(_center: str, _slot: int) -> Unit[None]:
     yield from query("SELECT 1")
 
@@ -548,6 +559,7 @@ PLANTED = (
     Planted("ONCE", "decisions stay at the old home", decisions_stay_at_the_old_home),
     Planted("CONSERVE", "what came meanwhile is nobody's", what_came_meanwhile_is_nobodys),
     Planted("DURABLE", "holds stay at the old home", holds_stay_at_the_old_home),
+    Planted("ANNOUNCED", "lifting is heard by nobody else", lifting_is_heard_by_nobody_else),
     Planted("NOTIFY", "end is noted after the decision", end_is_noted_after_the_decision),
     Planted("NOTIFY", "delivered before it is sent", delivered_before_it_is_sent),
     Planted("NOTIFY", "restored origin is silent", restored_origin_is_silent),

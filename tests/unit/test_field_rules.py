@@ -35,7 +35,7 @@ def fields_of(message: Any, seen: frozenset[str] = frozenset()) -> Iterator[Any]
     """Of a message and of all those of ours inside it."""
     for field in message.fields:
         inner = field.message_type
-        if inner is None:
+        if inner is None or inner.GetOptions().map_entry:
             yield field
         elif inner.file.package.startswith("duohuo") and inner.full_name not in seen:
             yield from fields_of(inner, seen | {inner.full_name})

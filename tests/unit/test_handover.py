@@ -55,10 +55,21 @@ async def test_a_move_that_was_decided_on_what_has_changed_since_is_none(three: 
     with patch.object(handover, "TAKE_OVER_S_MAX", 0):
         first = await asked_to(three, "a", 0, "c", epoch=1)
         assert (first.epoch, first.taken_over) == (2, False)
-        assert await asked_to(three, "a", 0, "c", epoch=1) == first
+        with pytest.raises(RpcError, match="WRONG_HOME"):
+            await asked_to(three, "a", 0, "c", epoch=1)
     for late in (1, 3):
         with pytest.raises(RpcError, match="STALE_EPOCH"):
             await asked_to(three, "a", 0, "b", epoch=late)
+    await three.settle()
+    again = await asked_to(three, "c", 0, "c", epoch=1)
+    assert (again.epoch, again.taken_over) == (2, True)
+
+
+async def test_only_the_new_home_says_that_a_move_is_done_already(three: Centers) -> None:
+    """Who knows no better than that the slot is there may have missed that it has moved on."""
+    with pytest.raises(RpcError, match="WRONG_HOME"):
+        await asked_to(three, "b", 0, "a")
+    assert (await asked_to(three, "a", 0, "a")).taken_over
 
 
 @pytest.mark.parametrize(("slot", "to"), [(-1, "c"), (4096, "c"), (0, "x")])

@@ -9,6 +9,7 @@ from grpc import StatusCode
 from duohuo.v1.account_service_pb2 import Account, GetAccountRequest, RegisterRequest
 from duohuo.v1.routing_pb2 import (
     ACCESS_PUBLIC,
+    POLICY_HOME,
     POLICY_HOME_FIRST,
     POLICY_LOCAL,
     POLICY_LOCAL_THEN_HOME,
@@ -16,6 +17,7 @@ from duohuo.v1.routing_pb2 import (
 )
 from duohuo.v1.session_service_pb2 import GetSessionRequest, Session
 from duohuo.v1.transfer_service_pb2 import GetApplicationRequest, TransferRequest
+from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator
 from gateway.limits import Limiter, Limits
 from gateway.router import ANSWER_MARGIN_S, FAILOVER_TIMEOUT_S, RETRY_AFTER_MS, Router
@@ -61,6 +63,7 @@ HOME_FIRST = replace(
 )
 HOME_FIRST_ONCE = replace(HOME_FIRST, safe_to_repeat=False)
 SECOND_READ = replace(HOME_FIRST, policy=POLICY_LOCAL_THEN_HOME)
+HOME_ONLY = replace(HOME_FIRST, policy=POLICY_HOME)
 
 BEARER = {AUTHORIZATION: f"Bearer {SEAL.token('a', 'x' * 43)}"}
 AT_B = account(1)
@@ -89,6 +92,7 @@ class World:
             authenticator,
             self.clock,
             Limiter(Limits(user_calls_per_s=10, address_calls_per_s=20), self.clock),
+            Announcements(self.mesh, self.clock),
         )
 
     @property
@@ -457,3 +461,18 @@ async def test_whoever_cannot_wait_for_the_new_home_hears_that_nothing_was_done(
         False,
     )
     assert refused.retry_after_ms == 1000
+
+
+async def test_an_error_that_comes_from_an_outage_says_what_affected_users_are_told_of_it() -> None:
+    world = World(b=not_sent)
+    see(world.mesh, "b", answering=False)
+    see(world.mesh, "c", answering=False)
+    refused = await world.refusal(about(HOME_ONLY))
+    assert [one.center for one in refused.announcements] == ["b"]
+    assert RpcError.from_status(refused.to_status()).announcements == refused.announcements
+
+
+async def test_a_refusal_that_comes_from_no_outage_says_nothing_of_one() -> None:
+    world = World(a=fails(TAKEN))
+    see(world.mesh, "b", answering=False)
+    assert (await world.refusal(about(SECOND_READ))).announcements == ()
