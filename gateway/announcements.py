@@ -5,7 +5,7 @@ Both are kept here, so that they are answered whatever is away, this center's ow
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import suppress
 
 from duohuo.internal.v1.peer_services_pb2 import ListRaisedRequest, ListRaisedResponse
@@ -15,6 +15,7 @@ from duohuo.v1.announcement_service_pb2 import (
     ListAnnouncementsResponse,
     WatchAnnouncementsRequest,
 )
+from gateway.health import Health
 from runtime.clock import Clock, milliseconds, timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import ask
@@ -27,10 +28,15 @@ from runtime.signal import Signal
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
-LOST = {
-    "en": "Center {center} does not answer. For its users, registration and real-time transfers are paused;"
-    " login, profile changes and transfer applications go on.",
-    "zh": "中心 {center} 没有响应。其用户暂时不能注册和实时转账;登录、修改资料和提交转账申请不受影响。",
+PAUSED = {
+    "en": "For its users, registration and real-time transfers are paused; login, profile changes and"
+    " transfer applications go on.",
+    "zh": "其用户暂时不能注册和实时转账;登录、修改资料和提交转账申请不受影响。",
+}
+LOST = {"en": "Center {center} does not answer. ", "zh": "中心 {center} 没有响应。"}
+FULL = {
+    "en": "Center {center} cannot store anything now. ",
+    "zh": "中心 {center} 暂时无法保存数据。",
 }
 """By BCP 47 tag."""
 _LIST_RAISED = peer_method("account", "ListRaised")
@@ -39,8 +45,10 @@ _LIST_RAISED = peer_method("account", "ListRaised")
 class Announcements:
     """Those in force, as this center knows them; `follow` must run for those of operators."""
 
-    def __init__(self, mesh: Mesh, clock: Clock) -> None:
+    def __init__(self, mesh: Mesh, clock: Clock, health: Health) -> None:
         self._mesh = mesh
+        self._health = health
+        self._no_writes_since_ms: dict[str, int] = {}
         self._clock = clock
         self._raised: list[Announcement] = []
         self._told: list[Announcement] = []
@@ -59,17 +67,30 @@ class Announcements:
             asked = ListRaisedRequest()
             found = await ask(self._mesh.local, _LIST_RAISED, asked, ListRaisedResponse, TIMEOUT_S)
             self._raised = list(found.announcements)
+        self._notice_full()
         before, self._told = self._told, self.in_force()
         if self._told != before:
             self.changed.notify()
 
+    def _notice_full(self) -> None:
+        for center in (self._mesh.here, *self._mesh.peers):
+            if not self._health.takes_no_writes(center):
+                self._no_writes_since_ms.pop(center, None)
+            elif center not in self._no_writes_since_ms:
+                self._no_writes_since_ms[center] = self._clock.wall_ms()
+
     def in_force(self, centers: Set[str] | None = None) -> list[Announcement]:
         """Oldest first; only those that affect users of some centers, if these are named."""
         now_ms = self._clock.wall_ms()
-        lost = [
-            _lost(center, self._mesh.since_ms(center))
+        found = [
+            _of_itself("lost", LOST, center, self._mesh.since_ms(center))
             for center in self._mesh.peers
             if not self._mesh.reachable(center)
+        ]
+        found += [
+            _of_itself("full", FULL, center, since_ms)
+            for center, since_ms in self._no_writes_since_ms.items()
+            if self._mesh.reachable(center)
         ]
         raised = [
             one
@@ -79,7 +100,7 @@ class Announcements:
         return sorted(
             (
                 one
-                for one in (*lost, *raised)
+                for one in (*found, *raised)
                 if centers is None or not one.center or one.center in centers
             ),
             key=lambda one: (milliseconds(one.start_time), one.announcement_id),
@@ -121,10 +142,10 @@ class AnnouncementServicer:
         return self._placement.home(place.slot)
 
 
-def _lost(center: str, since_ms: int) -> Announcement:
-    texts = {language: text.format(center=center) for language, text in LOST.items()}
+def _of_itself(kind: str, said: Mapping[str, str], center: str, since_ms: int) -> Announcement:
+    texts = {language: said[language].format(center=center) + PAUSED[language] for language in said}
     return Announcement(
-        announcement_id=f"lost-{center}-{since_ms}",
+        announcement_id=f"{kind}-{center}-{since_ms}",
         center=center,
         text=texts["en"],
         texts=texts,

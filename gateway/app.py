@@ -1,11 +1,12 @@
 """Puts the gateway role together: the only place that wires it."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from duohuo.internal.v1.peer_services_pb2 import ProbeRequest, ProbeResponse
 from gateway.announcements import Announcements, AnnouncementServicer
 from gateway.authenticator import Authenticator
+from gateway.health import Health
 from gateway.limits import Limiter, Limits
 from gateway.operator import OperatorServicer, Spans
 from gateway.router import Router
@@ -22,9 +23,12 @@ class PeerServicer:
 
     center: str
     placement: Placement
+    health: Health
 
     async def Probe(self, _request: ProbeRequest, _incoming: Incoming) -> ProbeResponse:
-        return ProbeResponse(center=self.center, placement_epoch=self.placement.epoch)
+        return ProbeResponse(
+            center=self.center, placement_epoch=self.placement.epoch, roles=self.health.own()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Gateway:
     """What serves users' calls, and what must run for as long as it does."""
 
     router: Router
-    run: Callable[[], Coroutine[None, None, None]]
+    duties: Sequence[Callable[[], Coroutine[None, None, None]]]
 
 
 def build(
@@ -45,12 +49,15 @@ def build(
     seal: TokenSeal,
 ) -> Gateway:
     """Serves the gateway role from `dispatcher`."""
-    announcements = Announcements(mesh, clock)
+    health = Health(mesh, clock)
+    announcements = Announcements(mesh, clock, health)
     announced = AnnouncementServicer(announcements, placement)
     dispatcher.add("duohuo.v1.AnnouncementService", announced)
-    dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans))
-    dispatcher.add("duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement))
+    dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans, health))
+    dispatcher.add(
+        "duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement, health)
+    )
     authenticator = Authenticator(mesh.here, clock, seal)
     limiter = Limiter(limits, clock)
-    router = Router(mesh, placement, authenticator, clock, limiter, announcements)
-    return Gateway(router, announcements.follow)
+    router = Router(mesh, placement, authenticator, clock, limiter, announcements, health)
+    return Gateway(router, (announcements.follow, health.run))

@@ -77,6 +77,7 @@ from duohuo.v1.operator_service_pb2 import (
     SpanRecord,
     UnfreezeAccountRequest,
 )
+from gateway.health import Health
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, ask
@@ -107,8 +108,9 @@ class Spans(Protocol):
 class OperatorServicer:
     """Serves OperatorService at this center."""
 
-    def __init__(self, mesh: Mesh, placement: Placement, spans: Spans) -> None:
+    def __init__(self, mesh: Mesh, placement: Placement, spans: Spans, health: Health) -> None:
         self._mesh = mesh
+        self._health = health
         self._placement = placement
         self._spans = spans
 
@@ -320,6 +322,7 @@ class OperatorServicer:
                 )
                 for peer in self._mesh.peers
             ],
+            paths=self._health.shown(),
         )
         answers = await self._ask_roles(
             "Inspect", InspectRequest(), InspectResponse, ROLE_TIMEOUT_S

@@ -13,6 +13,7 @@ from grpc import StatusCode
 from duohuo.v1.routing_pb2 import ACCESS_USER
 from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator, bad_key
+from gateway.health import Health
 from gateway.limits import Limiter
 from gateway.routes import KeyMissing, Target, targets
 from runtime import telemetry
@@ -43,7 +44,10 @@ ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 SESSION_RECHECK_S = 2.0
-_OUTAGE = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED})
+_OUTAGE = frozenset(
+    {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED}
+)
+_SAYS_ENOUGH = frozenset({"NOT_COPIED_YET", "CENTER_RECOVERING", "DISK_FULL", "STORE_UNAVAILABLE"})
 _ELSEWHERE = frozenset(
     {
         "CENTER_UNREACHABLE",
@@ -51,6 +55,9 @@ _ELSEWHERE = frozenset(
         "NOT_COPIED_YET",
         "CLOCK_WRONG",
         "CENTER_RECOVERING",
+        "ROLE_UNREACHABLE",
+        "DISK_FULL",
+        "STORE_UNAVAILABLE",
     }
 )
 
@@ -66,6 +73,7 @@ class Router:
         clock: Clock,
         limiter: Limiter,
         announcements: Announcements,
+        health: Health,
     ) -> None:
         self._mesh = mesh
         self._placement = placement
@@ -73,6 +81,7 @@ class Router:
         self._clock = clock
         self._limiter = limiter
         self._announcements = announcements
+        self._health = health
 
     async def unary(self, call: Call) -> Reply:
         self._limiter.count_address(call.metadata.get(CLIENT, ""))
@@ -91,7 +100,7 @@ class Router:
         metadata = await self._metadata(call, slot)
         asked: list[Target] = []
         errors: list[RpcError] = []
-        left = list(wanted)
+        left = self._health.ordered(wanted, call.method)
         trips = 0
         while left:
             target = left.pop(0)
@@ -185,7 +194,8 @@ class Router:
                 "duohuo.attempt": attempt,
             },
         ):
-            return await self._mesh.unary(target.center, call)
+            async with self._health.asking(target.center, call.method, call.timeout_s / 2):
+                return await self._mesh.unary(target.center, call)
 
     def _home(self, slot: int | None) -> str:
         return "" if slot is None else self._placement.home(slot)
@@ -241,7 +251,7 @@ class Router:
                 ran=ran,
                 advice="Ask again with the same id: it will not run twice." if ran else "",
             )
-        if last.reason in ("NOT_COPIED_YET", "CENTER_RECOVERING") and len(errors) == 1:
+        if last.reason in _SAYS_ENOUGH and len(errors) == 1:
             return last
         for error in errors:
             if error.reason == "CLOCK_WRONG":

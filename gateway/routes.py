@@ -7,6 +7,7 @@ from duohuo.v1.routing_pb2 import (
     POLICY_HOME,
     POLICY_HOME_FIRST,
     POLICY_LOCAL,
+    POLICY_LOCAL_FIRST,
     POLICY_LOCAL_THEN_HOME,
     POLICY_ORIGIN,
     POLICY_ORIGIN_THEN_HOME,
@@ -37,6 +38,11 @@ def targets(
     if policy == POLICY_LOCAL:
         return (Target(here, "local"),)
     place = place or Place()
+    if policy == POLICY_LOCAL_FIRST:
+        order = placement.order[_required(place.slot)]
+        return _distinct(
+            Target(here, "local"), *(_target(one, here, "failed-over") for one in order)
+        )
     if policy == POLICY_ORIGIN:
         return (_target(_required(place.origin), here, "origin-read"),)
     order = placement.order[_required(place.slot)]

@@ -31,6 +31,7 @@ async def collect(state: Path) -> tuple[str, dict[str, Any]]:
             _roads(known),
             _clocks(known),
             _stores(known),
+            _paths(known),
             "\n".join(f"! {announcement.text}" for announcement in announced.announcements),
         )
         if part
@@ -83,6 +84,14 @@ def _centers(mesh: MeshView, known: dict[str, CenterStatus]) -> str:
         for name, link in mesh.links.items()
     )
     return table(headings, rows) + links
+
+
+def _paths(known: dict[str, CenterStatus]) -> str:
+    return "\n".join(
+        f"! as center {name} sees it, the {path.role} service of center {path.center} {path.what}"
+        for name, status in known.items()
+        for path in status.paths
+    )
 
 
 def _roads(known: dict[str, CenterStatus]) -> str:

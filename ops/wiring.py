@@ -119,7 +119,7 @@ async def build(
             outside.seal,
         )
         router = users.router
-        duties.append(users.run)
+        duties += users.duties
     if "account" not in roles and not {"gateway", "session"}.isdisjoint(roles):
         duties.append(partial(follow_homes, site.mesh.local, site.placement))
     return Center(router, duties, wait_alive)

@@ -14,6 +14,9 @@ from grpc import StatusCode
 from duohuo.v1.announcement_service_pb2 import Announcement
 
 DOMAIN = "duohuo"
+CENTER_UNREACHABLE = "CENTER_UNREACHABLE"
+ROLE_UNREACHABLE = "ROLE_UNREACHABLE"
+"""A service of a center does not answer, and its gateway does."""
 _CODES = {code.value[0]: code for code in StatusCode}
 
 
@@ -104,7 +107,7 @@ def unreachable(center: str, *, ran: bool) -> RpcError:
     """The center did not answer."""
     return RpcError(
         StatusCode.UNAVAILABLE,
-        "CENTER_UNREACHABLE",
+        CENTER_UNREACHABLE,
         f"center {center} did not answer",
         ran=ran,
         retry_after_ms=1000,

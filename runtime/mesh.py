@@ -1,19 +1,21 @@
 """The centers as seen from here: how to reach each, and whether it answers.
 
 A center is taken for lost after two failures in a row, of probes or of calls, and trusted again after
-two probes in a row. While it is lost, calls to it fail at once and definitely did not run.
+two probes in a row, or twice as many each time that it was lost again soon. While it is lost, calls to it
+fail at once and definitely did not run.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from duohuo.internal.v1.peer_services_pb2 import ProbeRequest
+from duohuo.internal.v1.peer_services_pb2 import ProbeRequest, ProbeResponse
 from runtime.clock import Clock
 from runtime.endpoint import Call, Endpoint, Reply
-from runtime.errors import RpcError, unreachable
+from runtime.errors import CENTER_UNREACHABLE, RpcError, unreachable
 from runtime.methods import peer_method
 from runtime.peer_clocks import PeerClocks
 
@@ -21,6 +23,8 @@ PROBE_INTERVAL_S = 0.5
 PROBE_INTERVAL_LOST_S = 0.1
 PROBE_TIMEOUT_S = 1.0
 IN_A_ROW = 2
+SOON_MS = 10_000
+RELAPSES_MAX = 5
 _PROBE = peer_method("gateway", "Probe")
 
 
@@ -32,6 +36,16 @@ class Reachability:
     since_ms: int
     streak: int = 0
     has_answered: bool = False
+    back_ms: int | None = None
+    """When it came back last, on the monotonic clock."""
+    relapses: int = 0
+    """How often in a row it was lost soon after it had come back."""
+    report: ProbeResponse = field(default_factory=ProbeResponse)
+    """What it said last."""
+
+    def needed(self) -> int:
+        """So many results in a row change what is believed."""
+        return IN_A_ROW if self.reachable else IN_A_ROW << self.relapses
 
 
 class Mesh:
@@ -70,6 +84,10 @@ class Mesh:
         """Wall time at which the center's reachability last changed."""
         return self._seen[center].since_ms
 
+    def report(self, center: str) -> ProbeResponse:
+        """What another center's gateway said last of itself; empty before it has answered."""
+        return self._seen[center].report
+
     def on_change(self, listener: Callable[[str, bool], None]) -> None:
         """Calls `listener(center, reachable)` when a center is lost or back."""
         self._listeners.append(listener)
@@ -86,7 +104,7 @@ class Mesh:
         try:
             reply = await endpoint.unary(call)
         except RpcError as error:
-            if error.reason == "CENTER_UNREACHABLE":
+            if error.reason == CENTER_UNREACHABLE:
                 self._record(center, answered=False)
             raise
         if self._seen[center].reachable:
@@ -99,7 +117,7 @@ class Mesh:
             async for message in endpoint.stream(call):
                 yield message
         except RpcError as error:
-            if error.reason == "CENTER_UNREACHABLE" and center != self.here:
+            if error.reason == CENTER_UNREACHABLE and center != self.here:
                 self._record(center, answered=False)
             raise
 
@@ -120,15 +138,16 @@ class Mesh:
 
     async def _probe(self, center: str) -> None:
         call = Call(_PROBE, ProbeRequest().SerializeToString(), PROBE_TIMEOUT_S)
+        seen = self._seen[center]
         while True:
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
-                    await self._endpoints[center].unary(call)
-            except (RpcError, TimeoutError):
+                    reply = await self._endpoints[center].unary(call)
+                seen.report = ProbeResponse.FromString(reply.payload)
+            except (RpcError, TimeoutError, DecodeError):
                 self._record(center, answered=False)
             else:
                 self._record(center, answered=True)
-            seen = self._seen[center]
             calm = seen.reachable and seen.has_answered
             await asyncio.sleep(PROBE_INTERVAL_S if calm else PROBE_INTERVAL_LOST_S)
 
@@ -148,8 +167,14 @@ class Mesh:
             if all(other.has_answered for other in self._seen.values()):
                 self._all_answered.set()
         seen.streak = 0 if seen.reachable is answered else seen.streak + 1
-        if seen.streak < IN_A_ROW:
+        if seen.streak < seen.needed():
             return
+        now_ms = self._clock.monotonic_ms()
+        if not answered:
+            soon = seen.back_ms is not None and now_ms - seen.back_ms < SOON_MS
+            seen.relapses = min(seen.relapses + 1, RELAPSES_MAX) if soon else 0
+        else:
+            seen.back_ms = now_ms
         seen.reachable, seen.since_ms, seen.streak = answered, self._clock.wall_ms(), 0
         for listener in self._listeners:
             listener(center, answered)

@@ -63,6 +63,11 @@ class Store(Protocol):
         """Calls `listener` after every commit."""
         ...
 
+    @property
+    def takes_writes(self) -> bool:
+        """Did the last write get to the disk? Whoever asks tries one now and then, if nobody else does."""
+        ...
+
 
 class Reader(Protocol):
     """Runs units that only read."""
@@ -117,6 +122,11 @@ class SqliteStore:
         self._pending: deque[_Pending[Any]] = deque()
         self._draining: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._takes_writes = True
+
+    @property
+    def takes_writes(self) -> bool:
+        return self._takes_writes
 
     @classmethod
     async def open(cls, path: Path, schema: str) -> "SqliteStore":
@@ -217,7 +227,9 @@ class SqliteStore:
         units = [pending.unit for pending in batch]
         try:
             outcomes = await self._hop(units)
+            self._takes_writes = True
         except sqlite3.Error as error:
+            self._takes_writes = False
             outcomes = [StoreFault(error)] * len(batch)
         except Exception as bug:  # noqa: BLE001 - those who wait must hear of it
             outcomes = [_Raised(bug)] * len(batch)

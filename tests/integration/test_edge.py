@@ -14,6 +14,7 @@ from duohuo.v1.account_service_pb2 import GetAccountRequest
 from duohuo.v1.session_service_pb2 import Session
 from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator
+from gateway.health import Health
 from gateway.limits import Limiter, Limits
 from gateway.router import Router
 from runtime.clock import SystemClock
@@ -64,8 +65,9 @@ class Edge:
         mesh = Mesh("a", {"a": self.center}, clock)
         limiter = Limiter(Limits(user_calls_per_s=20, address_calls_per_s=100_000), clock)
         authenticator = Authenticator("a", clock, SEAL)
-        announcements = Announcements(mesh, clock)
-        router = Router(mesh, placement("a"), authenticator, clock, limiter, announcements)
+        health = Health(mesh, clock)
+        announced = Announcements(mesh, clock, health)
+        router = Router(mesh, placement("a"), authenticator, clock, limiter, announced, health)
         self.server = GrpcServer(router, methods_in(PUBLIC_FILES), "a", "gateway", accepts)
         self.port = 0
 

@@ -12,6 +12,7 @@ from duohuo.v1.announcement_service_pb2 import (
     WatchAnnouncementsRequest,
 )
 from gateway.announcements import Announcements, AnnouncementServicer
+from gateway.health import Health
 from runtime.clock import milliseconds, timestamp
 from runtime.dispatcher import Incoming
 from runtime.errors import RpcError, unreachable
@@ -38,7 +39,8 @@ def centers(response: ListAnnouncementsResponse) -> list[str]:
 
 def servicer_of(seen: Mesh, clock: FakeClock | None = None) -> AnnouncementServicer:
     """That of a mesh where all users of slot 0 are at home at a, and of slot 1 at b."""
-    announcements = Announcements(seen, clock or FakeClock())
+    clock = clock or FakeClock()
+    announcements = Announcements(seen, clock, Health(seen, clock))
     return AnnouncementServicer(announcements, placement(seen.here, *seen.peers))
 
 
@@ -132,7 +134,7 @@ async def test_what_operators_raise_is_told_until_it_ends_also_while_their_servi
         says(ListRaisedResponse(announcements=[ends, stays])), fails(unreachable("a", ran=False))
     )
     seen = Mesh("a", {"a": RecordingEndpoint(answer), "b": RecordingEndpoint(answer)}, clock)
-    announcements = Announcements(seen, clock)
+    announcements = Announcements(seen, clock, Health(seen, clock))
 
     def told(*users_of: str) -> list[str]:
         return [one.announcement_id for one in announcements.in_force(set(users_of) or None)]

@@ -13,7 +13,7 @@ from runtime.endpoint import Call, Reply
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import method
-from tests.fakes import NOON_MS, Answer, FakeClock, RecordingEndpoint, fails, in_turn, says
+from tests.fakes import NOON_MS, Answer, FakeClock, RecordingEndpoint, fails, in_turn, says, see
 
 CALL = Call(method("/duohuo.v1.AccountService/GetAccount"), b"", 1.0)
 answers = says(ProbeResponse())
@@ -171,3 +171,26 @@ async def test_a_center_is_an_endpoint_like_any_other() -> None:
     await mesh.at("b").unary(CALL)
     assert [message async for message in mesh.at("b").stream(CALL)] == [b""]
     assert (len(own.calls), len(other.calls)) == (1, 2)
+
+
+async def test_who_is_lost_again_soon_must_answer_twice_as_often_to_be_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a flapping center is not left and rejoined all the time."""
+    clock = FakeClock()
+    assert await probed("nnyynnyynyyynyyyy", monkeypatch, clock) == [
+        True,
+        *(False, True),
+        *(False, True),
+    ]
+
+
+async def test_a_calm_while_after_its_return_is_as_good_as_ever() -> None:
+    clock = FakeClock()
+    mesh = tests.fakes.mesh("a", "a", "b", clock=clock)
+    for _ in range(3):
+        see(mesh, "b", answering=False)
+        for _ in range(runtime.mesh.IN_A_ROW):
+            mesh._record("b", answered=True)
+        assert mesh.reachable("b")
+        clock.advance(runtime.mesh.SOON_MS)

@@ -48,6 +48,7 @@ from duohuo.v1.operator_service_pb2 import (
     UnfreezeAccountRequest,
     Violation,
 )
+from gateway.health import Health
 from gateway.operator import OperatorServicer
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, Call, Reply
@@ -67,8 +68,8 @@ class NoSpans:
 
 def operator(here: RecordingEndpoint, home: RecordingEndpoint) -> OperatorServicer:
     """At a, in a mesh of a and b."""
-    mesh = Mesh("a", {"a": here, "b": home}, FakeClock())
-    return OperatorServicer(mesh, placement("a", "b"), NoSpans())
+    mesh, clock = Mesh("a", {"a": here, "b": home}, FakeClock()), FakeClock()
+    return OperatorServicer(mesh, placement("a", "b"), NoSpans(), Health(mesh, clock))
 
 
 def silent() -> RecordingEndpoint:

@@ -59,6 +59,7 @@ from runtime.clock import timestamp
                 "logs": [],
                 "recoveries": [],
                 "overdue": [],
+                "paths": [],
             },
         ),
     ],

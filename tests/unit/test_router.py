@@ -19,6 +19,7 @@ from duohuo.v1.session_service_pb2 import GetSessionRequest, Session
 from duohuo.v1.transfer_service_pb2 import GetApplicationRequest, TransferRequest
 from gateway.announcements import Announcements
 from gateway.authenticator import Authenticator
+from gateway.health import Health
 from gateway.limits import Limiter, Limits
 from gateway.router import ANSWER_MARGIN_S, FAILOVER_TIMEOUT_S, RETRY_AFTER_MS, Router
 from runtime import ids
@@ -86,13 +87,15 @@ class World:
         self.centers = {name: RecordingEndpoint(answers.get(name, told)) for name in "abc"}
         self.mesh = Mesh("a", self.centers, self.clock)
         authenticator = Authenticator("a", self.clock, SEAL)
+        self.health = Health(self.mesh, self.clock)
         self.router = Router(
             self.mesh,
             placement("a", "b", "c", epoch=7),
             authenticator,
             self.clock,
             Limiter(Limits(user_calls_per_s=10, address_calls_per_s=20), self.clock),
-            Announcements(self.mesh, self.clock),
+            Announcements(self.mesh, self.clock, self.health),
+            self.health,
         )
 
     @property
