@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from account_svc import registry, store
+from account_svc import draining, registry, store
 from account_svc.announcement_service import AnnouncementService
+from account_svc.draining import DrainingServicer
 from account_svc.identifier_service import IdentifierService
 from account_svc.memory import Memory
 from account_svc.passwords import Passwords
@@ -31,7 +32,7 @@ from sync_bus.node import ServiceNode
 from sync_bus.site import Site
 
 ROLE = "account"
-SCHEMA = store.SCHEMA
+SCHEMA = store.SCHEMA + draining.SCHEMA
 TOPICS = (*store.TOPICS, audit.topic(ROLE))
 VIOLATIONS_MAX = 100
 
@@ -194,6 +195,8 @@ def build(
     servicers = (service, IdentifierService(site, database, service, slots))
     dispatcher.add("duohuo.v1.AccountService", *servicers, refusal=node.refusal)
     handing = HandoverServicer(store.TOPICS, site, database, slots)
-    peers = (*servicers, AnnouncementService(site, database), handing, *node.servicers)
+    drained = DrainingServicer(site, database, node)
+    announcing = AnnouncementService(site, database)
+    peers = (*servicers, announcing, drained, handing, *node.servicers)
     dispatcher.add("duohuo.internal.v1.AccountPeerService", *peers, refusal=node.refusal)
     return AccountNode(node, slots, Memory(site, database), revoker)

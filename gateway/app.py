@@ -27,7 +27,10 @@ class PeerServicer:
 
     async def Probe(self, _request: ProbeRequest, _incoming: Incoming) -> ProbeResponse:
         return ProbeResponse(
-            center=self.center, placement_epoch=self.placement.epoch, roles=self.health.own()
+            center=self.center,
+            placement_epoch=self.placement.epoch,
+            roles=self.health.own(),
+            draining=self.health.draining(self.center),
         )
 
 
@@ -37,6 +40,7 @@ class Gateway:
 
     router: Router
     duties: Sequence[Callable[[], Coroutine[None, None, None]]]
+    health: Health
 
 
 def build(
@@ -60,4 +64,4 @@ def build(
     authenticator = Authenticator(mesh.here, clock, seal)
     limiter = Limiter(limits, clock)
     router = Router(mesh, placement, authenticator, clock, limiter, announcements, health)
-    return Gateway(router, (announcements.follow, health.run))
+    return Gateway(router, (announcements.follow, health.run), health)

@@ -7,7 +7,7 @@ them back. Nobody is kept from the only center that may answer: it is just not a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +18,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
     RoleHealth,
 )
 from duohuo.v1.operator_service_pb2 import PathStatus
+from duohuo.v1.routing_pb2 import POLICY_LOCAL_FIRST
 from gateway.routes import Target
 from runtime.clock import Clock
 from runtime.endpoint import ask
@@ -27,6 +28,8 @@ from runtime.methods import Method, peer_method
 from runtime.signal import Signal
 
 ROLES = ("account", "session", "transfer")
+DRAINING_ROLE = "account"
+"""Whose service knows whether the center is drained."""
 CHECK_INTERVAL_S = 1.0
 CHECK_TIMEOUT_S = 2.0
 SLOW_MS = 1000
@@ -118,6 +121,8 @@ class Health:
         self._mesh = mesh
         self._clock = clock
         self._own: dict[str, RoleHealth] = {}
+        self._own_draining = False
+        self.on_draining: Callable[[bool], Awaitable[None]] = _nobody_cares
         self._failed_checks = dict.fromkeys(ROLES, 0)
         self._paths = {
             (center, role): Path() for center in (mesh.here, *mesh.peers) for role in ROLES
@@ -144,7 +149,16 @@ class Health:
                 self._own[role] = RoleHealth(role=role)
         else:
             self._failed_checks[role] = 0
+            if role == DRAINING_ROLE and found.draining != self._own_draining:
+                self._own_draining = found.draining
+                await self.on_draining(found.draining)
             self._own[role] = RoleHealth(role=role, answers=True, takes_writes=found.takes_writes)
+
+    def draining(self, center: str) -> bool:
+        """Shall it take nothing new that would stay with it?"""
+        if center == self._mesh.here:
+            return self._own_draining
+        return self._mesh.report(center).draining
 
     def own(self) -> Sequence[RoleHealth]:
         """For the answers to probes."""
@@ -215,12 +229,18 @@ class Health:
         if path is None:
             return True
         path.pass_time(self._clock.monotonic_ms())
-        report = self._report(center, method.role)
-        if report is not None and not (
-            report.answers and (method.only_reads or report.takes_writes)
-        ):
+        if method.policy == POLICY_LOCAL_FIRST and self.draining(center):
             return False
-        return self._mesh.reachable(center) and path.state is not State.LEFT
+        report = self._report(center, method.role)
+        if report is not None:
+            # That this center's own service does not answer it says at once, and maybe it does by now.
+            if not report.answers and center != self._mesh.here:
+                return False
+            if not report.takes_writes and not method.needs_no_write:
+                return False
+        # What must not be asked for twice is not sent away only because it is slow here.
+        is_left = path.state is State.LEFT and method.safe_to_repeat
+        return self._mesh.reachable(center) and not is_left
 
     def _report(self, center: str, role: str) -> RoleHealth | None:
         return next((one for one in self._reports(center) if one.role == role), None)
@@ -232,3 +252,7 @@ class Health:
         now_ms = self._clock.monotonic_ms()
         for role in ROLES if reachable else ():
             self._paths[center, role].happen(Event.BACK, now_ms)
+
+
+async def _nobody_cares(_draining: bool) -> None:
+    """Until somebody wants to hear of it."""

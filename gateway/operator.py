@@ -73,11 +73,13 @@ from duohuo.v1.operator_service_pb2 import (
     RetryParkedRequest,
     RetryParkedResponse,
     Route,
+    SetDrainingRequest,
+    SetDrainingResponse,
     SetLimitsRequest,
     SpanRecord,
     UnfreezeAccountRequest,
 )
-from gateway.health import Health
+from gateway.health import DRAINING_ROLE, Health
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, ask
@@ -191,6 +193,27 @@ class OperatorServicer:
                 await ask(self._mesh.local, method, request, CountSlotsResponse, ROLE_TIMEOUT_S)
             )
         return counted
+
+    async def SetDraining(
+        self, request: SetDrainingRequest, incoming: Incoming
+    ) -> SetDrainingResponse:
+        others = [
+            peer
+            for peer in self._mesh.peers
+            if self._mesh.reachable(peer) and not self._health.draining(peer)
+        ]
+        if request.draining and not others and not request.forced:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "LAST_CENTER",
+                "no other center that answers takes anything new",
+                advice="Undrain or start another one first; --force does it all the same.",
+            )
+        asked = peer_method("account", "SetDraining")
+        who = {OPERATOR: incoming.operator}
+        done = await ask(self._mesh.local, asked, request, SetDrainingResponse, ROLE_TIMEOUT_S, who)
+        await self._health.check(DRAINING_ROLE)
+        return done
 
     async def RaiseAnnouncement(
         self, request: RaiseAnnouncementRequest, incoming: Incoming
@@ -323,6 +346,7 @@ class OperatorServicer:
                 for peer in self._mesh.peers
             ],
             paths=self._health.shown(),
+            draining=self._health.draining(here),
         )
         answers = await self._ask_roles(
             "Inspect", InspectRequest(), InspectResponse, ROLE_TIMEOUT_S

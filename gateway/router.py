@@ -47,19 +47,21 @@ SESSION_RECHECK_S = 2.0
 _OUTAGE = frozenset(
     {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED}
 )
-_SAYS_ENOUGH = frozenset({"NOT_COPIED_YET", "CENTER_RECOVERING", "DISK_FULL", "STORE_UNAVAILABLE"})
-_ELSEWHERE = frozenset(
+_SAYS_ENOUGH = frozenset(
     {
-        "CENTER_UNREACHABLE",
-        "DEADLINE_EXCEEDED",
         "NOT_COPIED_YET",
-        "CLOCK_WRONG",
         "CENTER_RECOVERING",
-        "ROLE_UNREACHABLE",
         "DISK_FULL",
         "STORE_UNAVAILABLE",
+        "HOME_CENTER_UNAVAILABLE",
     }
 )
+_ELSEWHERE = _SAYS_ENOUGH | {
+    "CENTER_UNREACHABLE",
+    "ROLE_UNREACHABLE",
+    "DEADLINE_EXCEEDED",
+    "CLOCK_WRONG",
+}
 
 
 class Router:
@@ -251,7 +253,7 @@ class Router:
                 ran=ran,
                 advice="Ask again with the same id: it will not run twice." if ran else "",
             )
-        if last.reason in _SAYS_ENOUGH and len(errors) == 1:
+        if last.reason in _SAYS_ENOUGH and all(error.reason == last.reason for error in errors):
             return last
         for error in errors:
             if error.reason == "CLOCK_WRONG":

@@ -39,7 +39,7 @@ def targets(
         return (Target(here, "local"),)
     place = place or Place()
     if policy == POLICY_LOCAL_FIRST:
-        order = placement.order[_required(place.slot)]
+        order = () if place.slot is None else placement.order[place.slot]
         return _distinct(
             Target(here, "local"), *(_target(one, here, "failed-over") for one in order)
         )

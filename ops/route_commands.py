@@ -9,8 +9,8 @@ from ops.arguments import Payee, state_of
 from ops.output import Failure, Format, Output, command, progress, say
 
 if TYPE_CHECKING:
-    from duohuo.v1.operator_service_pb2 import CountSlotsResponse, PlacementView
-    from ops.slot_plan import Step
+    from duohuo.v1.operator_service_pb2 import CenterStatus, CountSlotsResponse, PlacementView
+    from ops.slot_plan import Done, Step
 
 Drained = Annotated[str, typer.Argument(metavar="CENTER", help="Which center.")]
 
@@ -153,20 +153,33 @@ async def apply(
     """
     from ops import slot_plan
 
-    await _execute(context, slot_plan.load(file, _centers(context)), output)
+    moved = await _execute(context, slot_plan.load(file, _centers(context)))
+    say(output, moved.text(), moved.plain())
 
 
 @command
-async def drain(context: typer.Context, center: Drained, output: Output = Format.TEXT) -> None:
-    """Move all slots of a center to the others, so that it can be stopped.
+async def drain(
+    context: typer.Context,
+    center: Drained,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also the last center that takes anything new.")
+    ] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Move all slots of a center to the others, and make no new sessions there, so that it can be stopped.
 
     Example: duohuo route drain a
     """
     from ops import slot_plan
 
-    view = await _placement(context)
-    steps = slot_plan.drain(view, _known(context, center), _centers(context))
-    await _execute(context, steps, output)
+    await _set_draining(context, _known(context, center), draining=True, forced=force)
+    steps = slot_plan.drain(await _placement(context), center, await _taking(context, center))
+    moved = await _execute(context, steps)
+    status = await _status(context, center)
+    left = {
+        name: status.counts[name] for name in ("sessions", "applications_open", "money_in_transit")
+    }
+    say(output, f"{moved.text()}\n{slot_plan.left(center, left)}", {**moved.plain(), "left": left})
 
 
 @command
@@ -177,15 +190,49 @@ async def undrain(context: typer.Context, center: Drained, output: Output = Form
     """
     from ops import slot_plan
 
-    _known(context, center)
+    await _set_draining(context, _known(context, center), draining=False, forced=False)
     weights = dict.fromkeys(_centers(context), 1)
     steps = slot_plan.spread(await _placement(context), weights)
-    await _execute(context, [step for step in steps if step.to == center], output)
+    moved = await _execute(context, [step for step in steps if step.to == center])
+    say(output, moved.text(), moved.plain())
 
 
-async def _execute(context: typer.Context, steps: "list[Step]", output: Format) -> None:
-    from dataclasses import asdict
+async def _set_draining(
+    context: typer.Context, center: str, *, draining: bool, forced: bool
+) -> None:
+    from duohuo.v1.operator_service_pb2 import SetDrainingRequest, SetDrainingResponse
+    from ops.client import ask_operator
 
+    request = SetDrainingRequest(draining=draining, forced=forced)
+    await ask_operator(state_of(context), center, "SetDraining", request, SetDrainingResponse)
+
+
+async def _status(context: typer.Context, center: str) -> "CenterStatus":
+    from duohuo.v1.operator_service_pb2 import CenterStatus, GetStatusRequest
+    from ops.client import ask_operator
+
+    return await ask_operator(
+        state_of(context), center, "GetStatus", GetStatusRequest(), CenterStatus
+    )
+
+
+async def _taking(context: typer.Context, drained: str) -> list[str]:
+    """The center that is being drained, and those others that answer and are not."""
+    from runtime.errors import RpcError
+
+    found = [drained]
+    for name in _centers(context):
+        if name == drained:
+            continue
+        try:
+            status = await _status(context, name)
+        except RpcError:
+            continue
+        found += [] if status.draining else [name]
+    return found
+
+
+async def _execute(context: typer.Context, steps: "list[Step]") -> "Done":
     from ops import slot_plan
 
     done = await slot_plan.execute(state_of(context), steps, progress())
@@ -197,14 +244,7 @@ async def _execute(context: typer.Context, steps: "list[Step]", output: Format) 
             error.reason,
             advice="What has moved stays so. Do the same again to go on; see duohuo status.",
         )
-    text = f"{done.moved} slots moved"
-    if done.overtaken:
-        text += f"; {len(done.overtaken)} had been moved by somebody else since the plan was made"
-    say(
-        output,
-        text,
-        {"moved": done.moved, "overtaken": [asdict(step) for step in done.overtaken]},
-    )
+    return done
 
 
 async def _placement(context: typer.Context) -> "PlacementView":

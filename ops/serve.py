@@ -191,12 +191,14 @@ async def _start(
         servers.append(server)
         closing.push_async_callback(server.stop, 0.0)
 
-    if center.router is not None:
+    if center.router is not None and center.health is not None:
         operators = OperatorGate(dispatcher, _operators(settings.operators_file), clock)
         users = FROM_USERS._replace(reflection=settings.reflection)
         public = _public_credentials(settings)
         credentials += [public] if public else []
         await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users, public)
+        entrance = servers[-1]
+        center.health.on_draining = lambda draining: entrance.tell(serving=not draining)
         await listen(
             operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS, public
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from duohuo.v1.operator_service_pb2 import (
     CountSlotsResponse,
@@ -56,6 +56,30 @@ class Done(NamedTuple):
     overtaken: Sequence[Step]
     """Somebody else has moved these since the plan was made."""
     failed: Sequence[tuple[Step, RpcError]]
+
+    def text(self) -> str:
+        said = f"{self.moved} slots moved"
+        if self.overtaken:
+            said += (
+                f"; {len(self.overtaken)} had been moved by somebody else since the plan was made"
+            )
+        return said
+
+    def plain(self) -> dict[str, Any]:
+        return {"moved": self.moved, "overtaken": [asdict(step) for step in self.overtaken]}
+
+
+def left(center: str, counts: Mapping[str, int]) -> str:
+    """What a drained center still has, and what that means for stopping it."""
+    if not any(counts.values()):
+        return f"Nobody uses center {center} any more: it can be stopped."
+    named = {
+        "sessions": "sessions (their users log in again once it is stopped)",
+        "applications_open": "open applications (decided when it runs)",
+        "money_in_transit": "transfers in transit (settled when it runs)",
+    }
+    found = ", ".join(f"{count} {named[name]}" for name, count in counts.items() if count)
+    return f"Still at center {center}: {found}. When `duohuo status` shows none, nobody notices a stop."
 
 
 def drain(view: PlacementView, center: str, centers: Sequence[str]) -> list[Step]:

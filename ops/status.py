@@ -65,6 +65,8 @@ def _centers(mesh: MeshView, known: dict[str, CenterStatus]) -> str:
         )
         if status.silent_roles:
             sees += f"; silent: {', '.join(status.silent_roles)}"
+        if status.draining:
+            sees += "; drained"
         counts = status.counts
         rows.append(
             (

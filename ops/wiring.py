@@ -13,6 +13,7 @@ import gateway.app
 import session_svc.app
 import transfer_svc.app
 from account_svc.passwords import Passwords
+from gateway.health import Health
 from gateway.homes import follow_homes
 from gateway.limits import Limits
 from gateway.operator import Spans
@@ -69,6 +70,8 @@ class Center:
     duties: Sequence[Duty]
     """What must run from now on."""
     wait_alive: Sequence[Duty]
+    health: Health | None
+    """As the gateway sees it."""
     """Each returns once a service may serve: its store has all that it should have."""
 
 
@@ -107,7 +110,7 @@ async def build(
         transfers = transfer_svc.app.build(own, store, bus, dispatcher, outside.courier)
         duties.append(transfers.run)
         wait_alive.append(transfers.node.wait_alive)
-    router = None
+    router = health = None
     if "gateway" in roles:
         users = gateway.app.build(
             site.mesh,
@@ -118,11 +121,11 @@ async def build(
             outside.limits,
             outside.seal,
         )
-        router = users.router
+        router, health = users.router, users.health
         duties += users.duties
     if "account" not in roles and not {"gateway", "session"}.isdisjoint(roles):
         duties.append(partial(follow_homes, site.mesh.local, site.placement))
-    return Center(router, duties, wait_alive)
+    return Center(router, duties, wait_alive, health)
 
 
 class _App(Protocol):

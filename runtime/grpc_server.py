@@ -98,9 +98,14 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
-        for service in self._services:
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self.tell(serving=True)
         return int(port)
+
+    async def tell(self, *, serving: bool) -> None:
+        """Has health checks see this, from now on. Calls are served all the same."""
+        response = health_pb2.HealthCheckResponse
+        for service in self._services:
+            await self._health.set(service, response.SERVING if serving else response.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Reports NOT_SERVING, ends streams, lets running calls finish, and closes."""

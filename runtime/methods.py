@@ -47,7 +47,7 @@ class Method:
     safe_to_repeat: bool
     unavailable: Unavailable
     while_recovering: bool
-    only_reads: bool
+    needs_no_write: bool
     callers: frozenset[str]
     """Roles whose services may call it inside the mesh."""
     origin: str
@@ -118,7 +118,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
         safe_to_repeat=declared.safe_to_repeat,
         unavailable=declared.unavailable,
         while_recovering=declared.while_recovering,
-        only_reads=declared.only_reads,
+        needs_no_write=declared.needs_no_write,
         callers=frozenset(peers if declared.access == ACCESS_PEER else ["gateway"]),
         origin=declared.origin,
     )

@@ -28,6 +28,8 @@ from duohuo.v1.operator_service_pb2 import (
     MoveSlotRequest,
     MoveSlotResponse,
     RaiseAnnouncementRequest,
+    SetDrainingRequest,
+    SetDrainingResponse,
     UnfreezeAccountRequest,
 )
 from gateway import ring
@@ -133,6 +135,10 @@ class RealMesh:
             else ("UnfreezeAccount", UnfreezeAccountRequest(user=account_id, version=found.version))
         )
         await ask_operator(self.state, center, path, request, AccountControlChange)
+
+    async def set_draining(self, center: str, *, draining: bool) -> None:
+        request = SetDrainingRequest(draining=draining)
+        await ask_operator(self.state, center, "SetDraining", request, SetDrainingResponse)
 
     async def announce(self, center: str, announcement_id: str) -> None:
         request = RaiseAnnouncementRequest(announcement_id=announcement_id, texts={"en": "Now."})

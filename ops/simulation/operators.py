@@ -9,6 +9,8 @@ FREEZE_EVERY_S = 12.0
 FROZEN_S = 3.0
 MOVE_EVERY_S = 5.0
 ANNOUNCE_EVERY_S = 10.0
+DRAIN_EVERY_S = 15.0
+DRAINED_S = 4.0
 
 
 async def freeze(workload: Workload, until_s: float) -> None:
@@ -54,6 +56,31 @@ async def announce(workload: Workload, until_s: float) -> None:
             number += 1
             raised.append(f"{workload.prefix}announcement-{number}")
             await _repeat(workload, "announce", raised[-1])
+
+
+async def drain(workload: Workload, until_s: float) -> None:
+    """Now and then one center takes nothing new for a while."""
+    stage = workload.stage
+    while stage.now_s() < until_s:
+        await workload.think(DRAIN_EVERY_S)
+        center = workload.random.choice(stage.names)
+        await _set_draining(workload, center, draining=True)
+        await workload.think(DRAINED_S)
+        await _set_draining(workload, center, draining=False)
+
+
+async def _set_draining(workload: Workload, center: str, *, draining: bool) -> None:
+    stage = workload.stage
+    operation = workload.begin("drain" if draining else "undrain", workload.users[0], center=center)
+    while operation.outcome is not Outcome.OK:
+        try:
+            await stage.set_draining(center, draining=draining)
+            operation.outcome = Outcome.OK
+        except RpcError as error:
+            workload.examine(operation, error)
+            await workload.think(0.5)
+    operation.end_s = stage.now_s()
+    stage.note(str(operation))
 
 
 async def _repeat(workload: Workload, kind: str, announcement_id: str) -> None:

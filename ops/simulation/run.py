@@ -119,6 +119,7 @@ async def _scenario(world: World, workload: Workload, history: History, setup: S
         users.append(clients.spawn(operators.freeze(workload, until_s)))
         if world.may_move:
             users.append(clients.spawn(operators.move(workload, until_s)))
+        users.append(clients.spawn(operators.drain(workload, until_s)))
         users.append(clients.spawn(operators.announce(workload, until_s)))
         users.append(clients.spawn(leavers.come_and_go(workload, until_s)))
         await nemesis.run(until_s)

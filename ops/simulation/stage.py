@@ -64,6 +64,10 @@ class Stage(Protocol):
         """What an operator does at the account's home. Raises RpcError."""
         ...
 
+    async def set_draining(self, center: str, *, draining: bool) -> None:
+        """Has a center take nothing new, or take it again. Raises RpcError."""
+        ...
+
     async def announce(self, center: str, announcement_id: str) -> None:
         """What an operator tells all users, at any center. Raises RpcError."""
         ...

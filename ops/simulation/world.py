@@ -1,6 +1,7 @@
 """One simulated mesh: its centers, their processes, disks, brokers and clocks."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from duohuo.v1.operator_service_pb2 import (
     GetFactsRequest,
     LiftAnnouncementRequest,
     RaiseAnnouncementRequest,
+    SetDrainingRequest,
     SpanRecord,
 )
 from gateway import ring
@@ -54,9 +56,11 @@ _BOOK_DEPOSIT = peer_method("transfer", "BookDeposit")
 _GET_CONTROL = peer_method("transfer", "GetControl")
 _ERASE = peer_method("account", "EraseAtHome")
 _ANNOUNCE = peer_method("account", "RaiseAnnouncement")
+_DRAIN = peer_method("account", "SetDraining")
 _LIFT = peer_method("account", "LiftAnnouncement")
 _CHANGE_CONTROL = peer_method("transfer", "ChangeControl")
 OPERATOR_TIMEOUT_S = 5.0
+GATEWAYS_KNOW_S = 4.0
 SERVICES = ("account", "session", "transfer")
 
 
@@ -141,6 +145,7 @@ class World:
         self._brokers: dict[str, Broker] = {}
         self.centers: dict[str, Center] = {}
         self._started = 0
+        self._drained_until_s: dict[str, float] = {}
         self.may_move = True
         self.log_entries_max = 1_000_000
         self.limits = Limits()
@@ -228,6 +233,15 @@ class World:
         call = Call(_CHANGE_CONTROL, request.SerializeToString(), OPERATOR_TIMEOUT_S)
         await home.unary(call)
 
+    async def set_draining(self, center: str, *, draining: bool) -> None:
+        self._drained_until_s[center] = math.inf
+        request = SetDrainingRequest(draining=draining)
+        call = Call(_DRAIN, request.SerializeToString(), OPERATOR_TIMEOUT_S)
+        await self.network.connect("client", center).unary(call)
+        self.network.count("drained")
+        if not draining:
+            self._drained_until_s[center] = self.loop.time() + GATEWAYS_KNOW_S
+
     async def announce(self, center: str, announcement_id: str) -> None:
         request = RaiseAnnouncementRequest(announcement_id=announcement_id, texts={"en": "Now."})
         call = Call(_ANNOUNCE, request.SerializeToString(), OPERATOR_TIMEOUT_S)
@@ -249,9 +263,11 @@ class World:
         return fits(stored, password)
 
     def undisturbed(self, center: str) -> object | None:
-        """The process, while it serves users, with all its stores had. A full disk is no excuse."""
+        """The process, while it serves users, with all its stores had, and logs them in itself. A full disk
+        is no excuse."""
         found = self.centers[center]
         serving = found.alive and found.ready and self.network.serves(f"gateway {center}")
+        serving = serving and self._drained_until_s.get(center, 0.0) < self.loop.time()
         return found.process if serving and self.has_all(center) else None
 
     def has_all(self, center: str) -> bool:

@@ -3,9 +3,14 @@
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from duohuo.v1.operator_service_pb2 import SetDrainingRequest, SetDrainingResponse
+from ops.client import ask_operator
 from ops.drill import identifier_of
 from tests.integration.conftest import Cli, RunningMesh, wait_until
 
@@ -56,3 +61,33 @@ def test_what_can_be_done_elsewhere_is(mesh: RunningMesh) -> None:
     wait_until(lambda: told(cli) == [])
     wait_until(lambda: cli.json("balance", payer)["balance"]["minor_units"] == 993)
     cli.json(*pay)
+
+
+def entrance(mesh: RunningMesh, center: str) -> int:
+    """What load balancers hear of a gateway."""
+    with grpc.insecure_channel(mesh.described["centers"][center]["gateway"]) as channel:
+        asked = health_pb2.HealthCheckRequest(service="duohuo.v1.SessionService")
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # it has no types
+        return int(stub.Check(asked, timeout=5).status)
+
+
+async def test_a_drained_center_takes_nothing_new(mesh: RunningMesh) -> None:
+    """Its slots stay in this test: moving them is another's, and takes a minute."""
+    cli, (drained, other) = mesh.cli, mesh.described["centers"]
+    alice, bob = (identifier_of(drained, [drained, other]) for _ in range(2))
+    for user in (alice, bob):
+        cli.json("register", user)
+    assert cli.json("login", alice, "--center", drained)["origin_center"] == drained
+    for draining in (True, False):
+        request = SetDrainingRequest(draining=draining)
+        await ask_operator(cli.state, drained, "SetDraining", request, SetDrainingResponse)
+        serving = health_pb2.HealthCheckResponse.NOT_SERVING if draining else 1
+        assert entrance(mesh, drained) == serving
+        maker = other if draining else drained
+        assert cli.json("login", alice, "--center", drained)["origin_center"] == maker
+        queued = cli.json("apply", bob, "7", "--from", alice, "--center", drained)
+        assert queued["application_id"].startswith(f"q-{maker}-")
+        if draining:
+            refused = cli.refused("route", "drain", other)
+            assert (refused["reason"], refused["ran"]) == ("LAST_CENTER", False)
+            assert f"{other} up; drained" in cli.run("status").stdout

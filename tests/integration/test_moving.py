@@ -89,8 +89,7 @@ def test_an_operator_moves_a_user(mesh: RunningMesh) -> None:
     assert cli.json("fund", account, "1", "--currency", "CNY")["balance"]["minor_units"] == 501
     # A plan whose center is dead ends at once, and says how far it came.
     drained = cli.refused("route", "drain", "a")
-    assert drained["reason"] == "CENTER_UNREACHABLE"
-    assert "0 slots moved" in drained["message"]
+    assert (drained["reason"], drained["ran"]) == ("CENTER_UNREACHABLE", False)
     cli.json("center", "start", "a")
     wait_until(lambda: cli.run("login", alice, "--center", "a").returncode == 0)
     statement = cli.run("statement", alice, "--format", "csv").stdout

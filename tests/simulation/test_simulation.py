@@ -23,6 +23,7 @@ REACHED = {
     "bus forgot",
     "bus repeated",
     "deadline exceeded",
+    "drained",
     "handler cancelled",
     "message duplicated",
     "message late",

@@ -133,7 +133,7 @@ async def test_who_takes_no_writes_is_good_for_reading() -> None:
     world = World()
     world.reports(takes_writes=False)
     assert world.health.takes_no_writes("b") == ["account"]
-    reads = replace(WRITES, only_reads=True)
+    reads = replace(WRITES, needs_no_write=True)
     assert world.order() == "ab"
     assert [one.center for one in world.health.ordered(BOTH, reads)] == ["b", "a"]
     world.reports(answers=False)

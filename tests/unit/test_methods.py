@@ -127,7 +127,7 @@ def test_no_rpc_is_public_that_the_design_does_not_name() -> None:
     ("path", "policy"),
     [
         ("AccountService/Register", POLICY_HOME),
-        ("SessionService/Login", POLICY_LOCAL),
+        ("SessionService/Login", POLICY_LOCAL_FIRST),
         ("SessionService/GetSession", POLICY_ORIGIN),
         ("AccountService/GetAccount", POLICY_LOCAL_THEN_HOME),
         ("AccountService/ExportAccount", POLICY_LOCAL_THEN_HOME),

@@ -60,6 +60,7 @@ from runtime.clock import timestamp
                 "recoveries": [],
                 "overdue": [],
                 "paths": [],
+                "draining": False,
             },
         ),
     ],
