@@ -11,6 +11,7 @@ import structlog
 import account_svc.app
 import gateway.app
 import session_svc.app
+import session_svc.store
 import transfer_svc.app
 from account_svc.passwords import Passwords
 from gateway.health import Health
@@ -97,6 +98,7 @@ async def build(
         wait_alive.append(accounts.node.wait_alive)
     if "session" in roles:
         store, bus = await _open(session_svc.app, site, outside)
+        await _past(store.read(session_svc.store.latest_hlc()), site)
         sessions = session_svc.app.build(
             site, store, bus, dispatcher, outside.lifetimes, outside.seal, outside.allowances
         )
@@ -161,6 +163,10 @@ async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:
         except RpcError as error:
             _logger.warning("a new store must wait", role=app.ROLE, reason=error.reason)
             await asyncio.sleep(PREPARE_RETRY_S)
-    latest = await store.read(log.latest_hlc())
-    site.stamps.hybrid.latest = max(site.stamps.hybrid.latest, latest)
+    await _past(store.read(log.latest_hlc()), site)
     return store, outside.bus(app.ROLE)
+
+
+async def _past(latest: Awaitable[int], site: Site) -> None:
+    """Moves the hybrid clock past what a store holds: this machine's clock may have been set back."""
+    site.stamps.hybrid.latest = max(site.stamps.hybrid.latest, await latest)

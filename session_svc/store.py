@@ -84,6 +84,12 @@ def add(hashed: bytes, session: SessionRow, stamp: Stamp) -> Unit[None]:
     )
 
 
+def latest_hlc() -> Unit[int]:
+    """The highest stamp of a session, which no log tells of; revocations must have later ones."""
+    rows = yield from query("SELECT coalesce(max(hlc), 0) FROM session")
+    return int(rows[0][0])
+
+
 def add_all(sessions: Sequence[NewSession]) -> Unit[None]:
     """The same for sessions that had to wait."""
     for session in sessions:
