@@ -31,6 +31,8 @@ ROLES = ("account", "session", "transfer")
 DRAINING_ROLE = "account"
 """Whose service knows whether the center is drained."""
 CHECK_INTERVAL_S = 1.0
+CHECK_INTERVAL_UNKNOWN_S = 0.1
+"""After a start."""
 CHECK_TIMEOUT_S = 2.0
 SLOW_MS = 1000
 BAD_IN_A_ROW, BAD_RETURNING = 5, 2
@@ -133,7 +135,8 @@ class Health:
         """Checks this center's own services, for as long as the process lives."""
         while True:
             await asyncio.gather(*(self.check(role) for role in ROLES))
-            await asyncio.sleep(CHECK_INTERVAL_S)
+            known = len(self._own) == len(ROLES)
+            await asyncio.sleep(CHECK_INTERVAL_S if known else CHECK_INTERVAL_UNKNOWN_S)
 
     async def check(self, role: str) -> None:
         """Asks one of them. Two failures in a row count."""

@@ -333,6 +333,7 @@ class OperatorServicer:
 
     async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
         here = self._mesh.here
+        await self._health.check(DRAINING_ROLE)
         status = CenterStatus(
             center=here,
             placement_epoch=self._placement.epoch,

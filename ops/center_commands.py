@@ -27,6 +27,7 @@ class Drill(StrEnum):
     """What can go wrong on purpose."""
 
     CENTER_LOSS = "center-loss"
+    DRAIN = "drain"
     NEMESIS = "nemesis"
 
 
@@ -174,7 +175,8 @@ async def why(
 async def drill(
     context: typer.Context,
     name: Annotated[
-        Drill, typer.Argument(help="One planned loss, or seeded faults under load.")
+        Drill,
+        typer.Argument(help="One planned loss, a drained center, or seeded faults under load."),
     ] = Drill.CENTER_LOSS,
     how: Annotated[
         Loss, typer.Option(help="center-loss: kill the center, or cut it off.")
@@ -183,11 +185,21 @@ async def drill(
         float, typer.Option(min=0.1, max=1440, help="nemesis: how long to break things.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="nemesis: which faults, when, and where.")] = 0,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show which drills there are, and what came of them.")
+    ] = False,
     output: Output = Format.TEXT,
 ) -> None:
     """Break a mesh on purpose and see what holds. Example: duohuo drill nemesis --minutes 5 --seed 7"""
+    from dataclasses import asdict
+
+    from ops import drain_drill, drill_results
     from ops import drill as drills
     from ops.nemesis import run as nemeses
+
+    if listed:
+        say(output, *drill_results.shown(state_of(context)))
+        return
 
     def tell(line: str) -> None:
         if output is Format.TEXT:
@@ -197,9 +209,14 @@ async def drill(
         report = await nemeses.nemesis(state_of(context), minutes, seed, tell)
         passed, verdict, data = report.passed, report.text(), report.data()
     else:
-        passed, steps = await drills.center_loss(state_of(context), how.value, tell)
-        verdict = "drill center-loss: " + ("passed" if passed else "FAILED")
-        data = {"drill": name.value, "how": how.value, "passed": passed, "steps": steps}
+        if name is Drill.DRAIN:
+            outcome = await drain_drill.drain(state_of(context), tell)
+            data = {"drill": name.value, **asdict(outcome)}
+        else:
+            outcome = await drills.center_loss(state_of(context), how.value, tell)
+            data = {"drill": name.value, "how": how.value, **asdict(outcome)}
+        passed, verdict = outcome.passed, outcome.text(name.value)
+    drill_results.keep(state_of(context), data)
     say(output, verdict, data)
     if not passed:
         raise typer.Exit(1)

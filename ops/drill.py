@@ -1,4 +1,4 @@
-"""`duohuo drill`: lose a center on purpose, step by step, and see that the promises hold.
+"""`duohuo drill center-loss`: lose a center on purpose, step by step, and see that the promises hold.
 
 A drill acts on a running mesh through the same doors as everybody: gateways, operators' ports and the
 supervisor. It uses users of its own, so it may run on a mesh with data.
@@ -81,6 +81,8 @@ class Journal:
 
     tell: Callable[[str], None]
     steps: list[dict[str, Any]] = field(default_factory=list)
+    recovery_ms: int = 0
+    """From the moment when what was broken was whole again until all was decided."""
 
     @asynccontextmanager
     async def step(self, promise: str) -> AsyncIterator[list[str]]:
@@ -104,26 +106,53 @@ class Journal:
 
 
 @dataclass(slots=True)
-class Logins:
-    """A stream of logins that goes on during the whole drill."""
+class Traffic:
+    """Calls of users that go on during the whole drill, one after the other."""
 
     done: int = 0
+    slowest_ms: int = 0
     failed: list[str] = field(default_factory=list)
 
-    async def run(self, client: Client, users: Sequence[User]) -> None:
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
         while True:
-            for user in users:
-                try:
-                    await log_in(client, user.identifier)
-                    self.done += 1
-                except RpcError as error:
-                    self.failed.append(str(error))
+            started = time.monotonic()
+            try:
+                await call()
+                self.done += 1
+            except RpcError as error:
+                self.failed.append(str(error))
+            self.slowest_ms = max(self.slowest_ms, round((time.monotonic() - started) * 1000))
 
 
-async def center_loss(
-    state: Path, how: str, tell: Callable[[str], None]
-) -> tuple[bool, list[dict[str, Any]]]:
-    """Loses the first center (`how` is kill or cut) and brings it back; True if all promises held."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a drill has shown."""
+
+    passed: bool
+    steps: list[dict[str, Any]]
+    recovery_ms: int
+    users: dict[str, int]
+    """What they saw: calls, failed, slowest_ms."""
+
+    def text(self, name: str) -> str:
+        users = self.users
+        return (
+            f"drill {name}: {'passed' if self.passed else 'FAILED'}; recovered in {self.recovery_ms} ms;"
+            f" users: {users['calls']} calls, {users['failed']} failed, slowest {users['slowest_ms']} ms"
+        )
+
+
+def outcome(journal: Journal, traffic: Traffic, *, passed: bool) -> Outcome:
+    users = {
+        "calls": traffic.done + len(traffic.failed),
+        "failed": len(traffic.failed),
+        "slowest_ms": traffic.slowest_ms,
+    }
+    return Outcome(passed, journal.steps, journal.recovery_ms, users)
+
+
+async def center_loss(state: Path, how: str, tell: Callable[[str], None]) -> Outcome:
+    """Loses the first center (`how` is kill or cut) and brings it back."""
     mesh = mesh_file.read(state)
     names = list(mesh.centers)
     if len(names) < 2:
@@ -133,15 +162,17 @@ async def center_loss(
     at = {name: Client({name: center.gateway}, Sessions()) for name, center in mesh.centers.items()}
     anywhere = Client({name: mesh.centers[name].gateway for name in names}, Sessions())
     drill = _CenterLoss(state, names, lost, other, at[lost], at[other], anywhere, journal)
+    passed = False
     try:
         await drill.run(how)
+        passed = True
     except Broken:
-        return False, journal.steps
+        pass  # it has been told
     finally:
         await drill.restore()
         for client in (*at.values(), anywhere):
             await client.close()
-    return True, journal.steps
+    return outcome(journal, drill.logins, passed=passed)
 
 
 @dataclass(slots=True)
@@ -154,7 +185,7 @@ class _CenterLoss:
     at_other: Client
     anywhere: Client
     journal: Journal
-    logins: Logins = field(default_factory=Logins)
+    logins: Traffic = field(default_factory=Traffic)
 
     async def run(self, how: str) -> None:
         step = self.journal.step
@@ -167,7 +198,9 @@ class _CenterLoss:
         async with step(f"{self.lost}'s data is at {self.other}"):
             copied = await verify.verify(self.state, COPIED_WITHIN_S)
             _expect(copied.passed, copied.text())
-        stream = asyncio.create_task(self.logins.run(self.at_other, (payer, payee)))
+        stream = asyncio.create_task(
+            self.logins.run(partial(log_in, self.at_other, payer.identifier))
+        )
         try:
             await self._without(how, payer, payee)
         finally:
@@ -228,6 +261,7 @@ class _CenterLoss:
             )
             _expect(any(one.center == lost for one in listed.announcements), "it is not")
             _expect([one.center for one in error.announcements] == [lost], "not in the refusal")
+        restored = time.monotonic()
         async with step(f"center {lost} is back"):
             await self.restore()
         async with step("within 5 s: the covered application SUCCEEDED") as notes:
@@ -239,6 +273,7 @@ class _CenterLoss:
             _expect(done.state == APPLICATION_STATE_FAILED, str(done))
             _expect(done.reason == "INSUFFICIENT_FUNDS", str(done))
             notes.append(f"{done.attempts} attempts")
+        self.journal.recovery_ms = round((time.monotonic() - restored) * 1000)
         async with step(f"the edit made at {other} is at {lost}"):
             await self._wait(lambda: self._is_renamed(payer), COPIED_WITHIN_S)
 

@@ -384,6 +384,10 @@ _NOT_REFUNDED = (
     "NOT EXISTS (SELECT 1 FROM refunded WHERE refunded.transfer_id = transfer.transfer_id"
     " AND refunded.payer_account_id = transfer.payer_account_id)"
 )
+_NOT_CREDITED = (
+    "NOT EXISTS (SELECT 1 FROM received WHERE received.transfer_id = transfer.transfer_id"
+    " AND received.payer_account_id = transfer.payer_account_id AND reason = '')"
+)
 _PAYEE_SLOT = homes.SLOT_OF.format("payee_account_id")
 _PAYER_SLOT = homes.SLOT_OF.format("payer_account_id")
 _IS_HOME = "EXISTS (SELECT 1 FROM slot_home WHERE slot = {} AND home = {} AND acts)"
@@ -404,10 +408,10 @@ def in_transit(center: str, limit: int) -> Unit[list[TransferRow]]:
 
 def unrefunded(source: str, center: str, limit: int) -> Unit[list[TransferRow]]:
     """What a source has debited and found refused, that a center, home of the payer now, should give back
-    and has not yet."""
+    and has not yet. Not what the payee is known to have got: then the state was changed by hand."""
     rows = yield from query(
         f"SELECT {_COLUMNS} FROM transfer WHERE state = 4 AND center = ?1 AND {_NOT_REFUNDED}"  # noqa: S608 - constant names
-        f" AND {_IS_HOME.format(_PAYER_SLOT, '?2')} LIMIT ?3",
+        f" AND {_NOT_CREDITED} AND {_IS_HOME.format(_PAYER_SLOT, '?2')} LIMIT ?3",
         source,
         center,
         limit,

@@ -564,3 +564,11 @@ async def test_a_parked_entry_is_named(two: Centers) -> None:
     assert [(one.invariant, one.center, one.account_id, one.transfer_id) for one in named] == [
         ("CONVERGE", "b", ALICE, "poisoned")
     ]
+
+
+async def test_a_payer_gets_nothing_back_of_what_the_payee_has_got(two: Centers) -> None:
+    """Although the state of the transfer was changed by hand to say so: `verify` names that, and nothing more
+    happens."""
+    statement = "UPDATE transfer SET state = 4 WHERE payer_account_id = ? AND transfer_id = ?"
+    await by_hand(two, "a", statement, ALICE, "there-0")
+    assert await two.service("a").store.read(transfers.unrefunded("a", "a", 10)) == []
