@@ -37,8 +37,8 @@ from ops.drill import (
     identifier_of,
     log_in,
     outcome,
+    require_usual,
 )
-from ops.output import Failure
 from ops.slot_plan import Step
 from runtime.ids import RandomIds
 
@@ -53,8 +53,7 @@ async def drain(state: Path, tell: Callable[[str], None]) -> Outcome:
     """Does it with the first center."""
     mesh = mesh_file.read(state)
     names = list(mesh.centers)
-    if len(names) < 2 or any(center.state != "running" for center in mesh.centers.values()):
-        raise Failure("this drill needs a mesh of at least two centers, all of them running")
+    await require_usual(state)
     drained, *others = names
     journal = Journal(tell)
     elsewhere = Client({name: mesh.centers[name].gateway for name in others}, Sessions())

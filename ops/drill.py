@@ -155,8 +155,7 @@ async def center_loss(state: Path, how: str, tell: Callable[[str], None]) -> Out
     """Loses the first center (`how` is kill or cut) and brings it back."""
     mesh = mesh_file.read(state)
     names = list(mesh.centers)
-    if len(names) < 2:
-        raise Failure("this drill needs a mesh of at least two centers")
+    await require_usual(state)
     lost, other = names[0], names[1]
     journal = Journal(tell)
     at = {name: Client({name: center.gateway}, Sessions()) for name, center in mesh.centers.items()}
@@ -421,8 +420,25 @@ async def refused(call: Awaitable[Any], reason: str) -> RpcError:
     raise Broken(f"it was not refused as {reason}")
 
 
+async def require_usual(state: Path) -> None:
+    """Raises Failure unless all centers run, and every slot is where it is without an operator's doing."""
+    mesh = mesh_file.read(state)
+    names = list(mesh.centers)
+    if len(names) < 2 or any(center.state != "running" for center in mesh.centers.values()):
+        raise Failure("this drill needs a mesh of at least two centers, all of them running")
+    first = ring.compute(dict.fromkeys(names, 1), 1)
+    for name in names:
+        status = await ask_operator(state, name, "GetStatus", GetStatusRequest(), CenterStatus)
+        if status.draining or status.slots != first.slots_of(name):
+            raise Failure(
+                f"this drill needs the slots where they are usually, and center {name} is drained or has"
+                " others",
+                advice=f"Try: duohuo route undrain {name}",
+            )
+
+
 def identifier_of(home: str, centers: Sequence[str]) -> str:
-    """A new identifier whose home is this center."""
+    """A new identifier whose home is this center, as long as no slot has moved."""
     placement = ring.compute(dict.fromkeys(centers, 1), 1)
     while True:
         identifier = f"drill-{RandomIds().unique()}@example.com"

@@ -567,8 +567,7 @@ async def test_a_parked_entry_is_named(two: Centers) -> None:
 
 
 async def test_a_payer_gets_nothing_back_of_what_the_payee_has_got(two: Centers) -> None:
-    """Although the state of the transfer was changed by hand to say so: `verify` names that, and nothing more
-    happens."""
+    """Although the transfer's state was changed by hand to say so: `verify` names that, and that is all."""
     statement = "UPDATE transfer SET state = 4 WHERE payer_account_id = ? AND transfer_id = ?"
     await by_hand(two, "a", statement, ALICE, "there-0")
     assert await two.service("a").store.read(transfers.unrefunded("a", "a", 10)) == []

@@ -1,0 +1,46 @@
+"""What came of drills is kept, and can be compared."""
+
+from pathlib import Path
+
+from ops import drill_results
+from ops.drill import Journal, Traffic, outcome
+
+
+def test_results_are_kept_in_their_order_up_to_so_many(tmp_path: Path) -> None:
+    assert drill_results.load(tmp_path) == []
+    for number in range(drill_results.KEPT_MAX + 2):
+        drill_results.keep(tmp_path, {"drill": "nemesis", "passed": True, "seed": number})
+    kept = drill_results.load(tmp_path)
+    assert [one["seed"] for one in kept] == list(range(2, drill_results.KEPT_MAX + 2))
+
+
+def test_a_damaged_file_costs_nothing_but_what_was_in_it(tmp_path: Path) -> None:
+    (tmp_path / "drills.json").write_text("[")
+    assert drill_results.load(tmp_path) == []
+    drill_results.keep(tmp_path, {"drill": "drain", "passed": True})
+    assert len(drill_results.load(tmp_path)) == 1
+
+
+def test_drills_are_listed_with_what_came_of_them(tmp_path: Path) -> None:
+    text, data = drill_results.shown(tmp_path)
+    assert "None has been done" in text
+    assert all(name in text for name in data["drills"])
+    users = {"calls": 7, "failed": 1, "slowest_ms": 90}
+    result = {"drill": "drain", "passed": False, "recovery_ms": 1500, "users": users}
+    drill_results.keep(tmp_path, result)
+    drill_results.keep(tmp_path, {"drill": "nemesis", "passed": True})
+    text, data = drill_results.shown(tmp_path)
+    *_, first, second = text.splitlines()
+    assert first.split()[1:] == ["drain", "FAILED", "1500", "ms", "7", "1", "90", "ms"]
+    assert second.split()[1:] == ["nemesis", "passed", "-", "-", "-", "-"]
+    assert len(data["results"]) == 2
+
+
+def test_an_outcome_tells_what_users_saw() -> None:
+    journal = Journal(lambda _line: None, recovery_ms=1200)
+    traffic = Traffic(done=5, slowest_ms=40, failed=["UNAVAILABLE"])
+    found = outcome(journal, traffic, passed=True)
+    assert found.users == {"calls": 6, "failed": 1, "slowest_ms": 40}
+    assert found.text("drain") == (
+        "drill drain: passed; recovered in 1200 ms; users: 6 calls, 1 failed, slowest 40 ms"
+    )
