@@ -53,7 +53,6 @@ _SAYS_ENOUGH = frozenset(
         "CENTER_RECOVERING",
         "DISK_FULL",
         "STORE_UNAVAILABLE",
-        "HOME_CENTER_UNAVAILABLE",
     }
 )
 _ELSEWHERE = _SAYS_ENOUGH | {

@@ -47,6 +47,7 @@ AT_ONCE_MAX = 16
 ASIDE_AT_ONCE_MAX = 4
 """Of these, those that have stepped aside: neither they nor the others must wait for all of the rest."""
 LINED_UP_AT_ONCE_MAX = 500
+LOOK_AGAIN_S = 60.0
 ATTEMPT_TIMEOUT_S = 5.0
 _DECIDE = peer_method("transfer", "Decide")
 _logger = structlog.get_logger()
@@ -148,7 +149,8 @@ class QueueWorker:
             while True:
                 changed = lane.changed.next()
                 timeout_s = await self._begin(lane, attempts)
-                await lane.changed.wait(changed, timeout_s)
+                # Who accepted an application may have been cancelled before it could tell of it.
+                await lane.changed.wait(changed, min(timeout_s or LOOK_AGAIN_S, LOOK_AGAIN_S))
 
     async def _begin(self, lane: Lane, attempts: asyncio.TaskGroup) -> float | None:
         """Begins what may be begun; returns after how long there may be more, unless the lane changes."""

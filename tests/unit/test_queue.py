@@ -36,8 +36,14 @@ from sync_bus.log import Stamps
 from sync_bus.site import Site
 from tests.fakes import FakeDisk, account, see, site, temporary_store
 from tests.unit.test_applications import BODY, made
-from transfer_svc import app, applications
-from transfer_svc.dispatch import ASIDE_AT_ONCE_MAX, AT_ONCE_MAX, DELAY_MS_MAX, QueueWorker
+from transfer_svc import app, applications, dispatch
+from transfer_svc.dispatch import (
+    ASIDE_AT_ONCE_MAX,
+    AT_ONCE_MAX,
+    DELAY_MS_MAX,
+    LOOK_AGAIN_S,
+    QueueWorker,
+)
 
 DEAD, LIVE = "b", "c"
 """Homes of slots 1 and 2; the queue is at a."""
@@ -104,10 +110,12 @@ class Place:
     def see(self, home: str, *, answering: bool) -> None:
         see(self.site.mesh, home, answering=answering)
 
-    async def accept(self, number: int, payer: str, home: str) -> str:
+    async def accept(self, number: int, payer: str, home: str, *, cancelled: bool = False) -> str:
+        """If cancelled, then after the commit, before the worker was told."""
         unit = applications.accept(made(number, payer), BODY, home, self.site.stamps.now())
         row = await self.store.write("accept", unit)
-        self.worker.notice(payer)
+        if not cancelled:
+            self.worker.notice(payer)
         return row.message.application_id
 
     async def fill(self, count: int = ROWS) -> None:
@@ -169,6 +177,16 @@ def run(scenario: Callable[[Place], Awaitable[None]]) -> None:
                 await running
 
     loop.run(work())
+
+
+def test_what_was_accepted_by_a_call_that_was_cancelled_is_asked_for_all_the_same() -> None:
+    async def scenario(place: Place) -> None:
+        await place.live_one_took_s(0)
+        began_s = asyncio.get_running_loop().time()
+        await place.until_decided(await place.accept(1, LIVE_PAYER, LIVE, cancelled=True))
+        assert asyncio.get_running_loop().time() - began_s <= LOOK_AGAIN_S + LIVE_WITHIN_S
+
+    run(scenario)
 
 
 def test_a_queue_for_a_dead_home_costs_nothing_and_drains_in_order_beside_the_live_ones() -> None:
@@ -314,7 +332,8 @@ def test_an_expired_application_stays_queued_until_home_says_so() -> None:
     async def scenario(place: Place) -> None:
         place.see(DEAD, answering=False)
         accepted = await place.accept(1, PAYERS[0], DEAD)
-        await asyncio.sleep(40 * 24 * 3600)
+        with patch.object(dispatch, "LOOK_AGAIN_S", 24 * 3600):  # or the test would take long
+            await asyncio.sleep(40 * 24 * 3600)
         assert (await place.application(accepted)).state == APPLICATION_STATE_QUEUED
         place.see(DEAD, answering=True)
         await place.drained()
