@@ -504,14 +504,14 @@ def holds_stay_at_the_old_home(patch: Patch) -> None:
     patch.setattr(holds, "moved_from", none)
 
 
-def lifting_is_heard_by_nobody_else(patch: Patch) -> None:
-    """Other centers go on telling users what was lifted."""
+def announced_at_one_center_alone(patch: Patch) -> None:
+    """What others hear of an announcement is not told by them."""
     of = announcement.of
 
-    def in_force(changed: AnnouncementChanged) -> Raised:
-        return of(changed)._replace(lifted=0)
+    def lifted(changed: AnnouncementChanged) -> Raised:
+        return of(changed)._replace(lifted=1)
 
-    patch.setattr(announcement, "of", in_force)
+    patch.setattr(announcement, "of", lifted)
 
 
 def _anybody_is_home(_center: str, _slot: int) -> Unit[None]:
@@ -559,7 +559,7 @@ PLANTED = (
     Planted("ONCE", "decisions stay at the old home", decisions_stay_at_the_old_home),
     Planted("CONSERVE", "what came meanwhile is nobody's", what_came_meanwhile_is_nobodys),
     Planted("DURABLE", "holds stay at the old home", holds_stay_at_the_old_home),
-    Planted("ANNOUNCED", "lifting is heard by nobody else", lifting_is_heard_by_nobody_else),
+    Planted("ANNOUNCED", "announced at one center alone", announced_at_one_center_alone),
     Planted("NOTIFY", "end is noted after the decision", end_is_noted_after_the_decision),
     Planted("NOTIFY", "delivered before it is sent", delivered_before_it_is_sent),
     Planted("NOTIFY", "restored origin is silent", restored_origin_is_silent),

@@ -14,7 +14,7 @@ import ops
 from ops.simulation.run import Setup, describe, run_seed
 from tests.simulation.planted import PLANTED, Planted
 
-FRESH_SEEDS = 180
+FRESH_SEEDS = 120
 FRESH_PARTS = 6
 """So many tests share the seeds, so that they run side by side."""
 PACKAGES = ("account_svc", "gateway", "ops", "runtime", "session_svc", "sync_bus", "transfer_svc")
