@@ -13,7 +13,6 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from account_svc import announcement, erasure, notification, registry, revoker
-from account_svc.announcement import Raised
 from account_svc.notification import Setting
 from account_svc.revoker import Due
 from duohuo.internal.v1.log_pb2 import (
@@ -269,20 +268,6 @@ def _forget(center: str, forgotten: RequestsForgotten) -> Unit[None]:
     yield from query(
         "DELETE FROM request WHERE center = ? AND time_ms < ?", center, forgotten.before_ms
     )
-
-
-def announce(raised: Raised, action: str, center: str, who: str, stamp: Stamp) -> Unit[Raised]:
-    """Raises or lifts what operators tell users, unless that was done meanwhile; returns what there is."""
-    present = yield from announcement.find(raised.announcement_id)
-    if present is not None and present.lifted >= raised.lifted:
-        return present
-    yield from announcement.merge(raised, Version(stamp.hlc, center))
-    yield from log.append(CHANGES, stamp, LogRecord(announcement_changed=raised.record()))
-    before, after = ("", raised.texts) if present is None else (present.texts, "lifted")
-    yield from audit.record(
-        "account", center, who, action, raised.announcement_id, before, after, stamp
-    )
-    return raised
 
 
 def erase(account_id: str, center: str, who: str, stamp: Stamp) -> Unit[None]:

@@ -74,7 +74,7 @@ class Announcements:
 
     def _notice_full(self) -> None:
         for center in (self._mesh.here, *self._mesh.peers):
-            if not self._health.takes_no_writes(center):
+            if not self._health.cannot_store(center):
                 self._no_writes_since_ms.pop(center, None)
             elif center not in self._no_writes_since_ms:
                 self._no_writes_since_ms[center] = self._clock.wall_ms()

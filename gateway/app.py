@@ -8,6 +8,7 @@ from gateway.announcements import Announcements, AnnouncementServicer
 from gateway.authenticator import Authenticator
 from gateway.health import Health
 from gateway.limits import Limiter, Limits
+from gateway.mesh_operator import MeshOperator
 from gateway.operator import OperatorServicer, Spans
 from gateway.router import Router
 from runtime.clock import Clock
@@ -57,7 +58,11 @@ def build(
     announcements = Announcements(mesh, clock, health)
     announced = AnnouncementServicer(announcements, placement)
     dispatcher.add("duohuo.v1.AnnouncementService", announced)
-    dispatcher.add("duohuo.v1.OperatorService", OperatorServicer(mesh, placement, spans, health))
+    dispatcher.add(
+        "duohuo.v1.OperatorService",
+        OperatorServicer(mesh, placement, spans, health),
+        MeshOperator(mesh, placement, health),
+    )
     dispatcher.add(
         "duohuo.internal.v1.GatewayPeerService", PeerServicer(mesh.here, placement, health)
     )

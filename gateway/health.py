@@ -21,13 +21,12 @@ from duohuo.v1.operator_service_pb2 import PathStatus
 from duohuo.v1.routing_pb2 import POLICY_LOCAL_FIRST
 from gateway.routes import Target
 from runtime.clock import Clock
-from runtime.endpoint import ask
-from runtime.errors import CENTER_UNREACHABLE, ROLE_UNREACHABLE, RpcError, unreachable
+from runtime.endpoint import Call, ask
+from runtime.errors import ROLE_UNREACHABLE, RpcError, is_silence, unreachable
 from runtime.mesh import Mesh
-from runtime.methods import Method, peer_method
+from runtime.methods import SERVICE_ROLES, Method, peer_method
 from runtime.signal import Signal
 
-ROLES = ("account", "session", "transfer")
 DRAINING_ROLE = "account"
 """Whose service knows whether the center is drained."""
 CHECK_INTERVAL_S = 1.0
@@ -45,7 +44,7 @@ AT_ONCE_FIRST = 4
 """Calls at once to a service that is just back; each second twice as many, until the ramp is over."""
 UNLIMITED = 1 << 30
 WAITING_MAX = 1_000
-_FAILURES = frozenset({CENTER_UNREACHABLE, ROLE_UNREACHABLE, "CENTER_RECOVERING"})
+_FAILURES = frozenset({ROLE_UNREACHABLE, "CENTER_RECOVERING"})
 
 
 class State(Enum):
@@ -125,17 +124,17 @@ class Health:
         self._own: dict[str, RoleHealth] = {}
         self._own_draining = False
         self.on_draining: Callable[[bool], Awaitable[None]] = _nobody_cares
-        self._failed_checks = dict.fromkeys(ROLES, 0)
+        self._failed_checks = dict.fromkeys(SERVICE_ROLES, 0)
         self._paths = {
-            (center, role): Path() for center in (mesh.here, *mesh.peers) for role in ROLES
+            (center, role): Path() for center in (mesh.here, *mesh.peers) for role in SERVICE_ROLES
         }
         mesh.on_change(self._on_change)
 
     async def run(self) -> None:
         """Checks this center's own services, for as long as the process lives."""
         while True:
-            await asyncio.gather(*(self.check(role) for role in ROLES))
-            known = len(self._own) == len(ROLES)
+            await asyncio.gather(*(self.check(role) for role in SERVICE_ROLES))
+            known = len(self._own) == len(SERVICE_ROLES)
             await asyncio.sleep(CHECK_INTERVAL_S if known else CHECK_INTERVAL_UNKNOWN_S)
 
     async def check(self, role: str) -> None:
@@ -174,39 +173,50 @@ class Health:
         return sorted(wanted, key=lambda one: not self._is_good(one.center, method))
 
     @asynccontextmanager
-    async def asking(self, center: str, method: Method, timeout_s: float) -> AsyncIterator[None]:
-        """Around a user's call; to a service that is just back it waits for its turn. Raises RpcError."""
-        path = self._paths.get((center, method.role)) or Path()
-        deadline_ms = self._clock.monotonic_ms() + int(timeout_s * 1000)
-        while True:
-            now_ms = self._clock.monotonic_ms()
-            path.pass_time(now_ms)
-            if path.running < path.at_once(now_ms):
-                break
-            if now_ms >= deadline_ms or path.waiting >= WAITING_MAX:
-                raise unreachable(center, ran=False)
-            ended = path.ended.next()
-            path.waiting += 1
-            try:
-                await path.ended.wait(ended, min(1.0, (deadline_ms - now_ms) / 1000))
-            finally:
-                path.waiting -= 1
+    async def asking(self, center: str, call: Call) -> AsyncIterator[Call]:
+        """Around a user's call to a center. To a service that is just back it waits for its turn, half of
+        the call's time at most; gives the call with what is left of that. Raises RpcError."""
+        path = self._paths.get((center, call.method.role)) or Path()
+        waited_ms = await self._turn(path, center, int(call.timeout_s * 500))
         path.running += 1
-        good = True
+        began_ms = self._clock.monotonic_ms()
+        good: bool | None = None  # nothing is known of a service that a caller gave up on soon
         try:
-            yield
+            yield call._replace(timeout_s=call.timeout_s - waited_ms / 1000)
+            good = True
         except RpcError as error:
-            good = error.reason not in _FAILURES
+            good = not is_silence(error) and error.reason not in _FAILURES
             raise
         finally:
             path.running -= 1
             path.ended.notify()
-            ended_ms = self._clock.monotonic_ms()
-            path.result(good=good and ended_ms - now_ms < SLOW_MS, now_ms=ended_ms)
+            now_ms = self._clock.monotonic_ms()
+            if now_ms - began_ms >= SLOW_MS:
+                good = False
+            if good is not None:
+                path.result(good=good, now_ms=now_ms)
 
-    def takes_no_writes(self, center: str) -> list[str]:
-        """The services of a center that answer, but take no writes."""
-        return [one.role for one in self._reports(center) if one.answers and not one.takes_writes]
+    async def _turn(self, path: Path, center: str, timeout_ms: int) -> int:
+        """Waits until one more call may be on its way; returns for how long, in ms."""
+        began_ms = self._clock.monotonic_ms()
+        while True:
+            now_ms = self._clock.monotonic_ms()
+            path.pass_time(now_ms)
+            if path.running < path.at_once(now_ms):
+                return now_ms - began_ms
+            left_ms = began_ms + timeout_ms - now_ms
+            if left_ms <= 0 or path.waiting >= WAITING_MAX:
+                raise unreachable(center, ran=False)
+            ended = path.ended.next()
+            path.waiting += 1
+            try:
+                await path.ended.wait(ended, min(1.0, left_ms / 1000))
+            finally:
+                path.waiting -= 1
+
+    def cannot_store(self, center: str) -> bool:
+        """Is there a service of this center that answers, but takes no writes?"""
+        return any(one.answers and not one.takes_writes for one in self._reports(center))
 
     def shown(self) -> list[PathStatus]:
         """What is not as it should be, for operators."""
@@ -253,7 +263,7 @@ class Health:
 
     def _on_change(self, center: str, reachable: bool) -> None:
         now_ms = self._clock.monotonic_ms()
-        for role in ROLES if reachable else ():
+        for role in SERVICE_ROLES if reachable else ():
             self._paths[center, role].happen(Event.BACK, now_ms)
 
 

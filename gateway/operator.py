@@ -1,4 +1,4 @@
-"""The operators' port: deposits, status, facts for `verify`, and what `why` tells."""
+"""The operators' port: accounts, status, facts for `verify`, what `why` tells, what waits for operators."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,15 +15,10 @@ from duohuo.internal.v1.peer_services_pb2 import (
     CollectFactsResponse,
     EraseAtHomeRequest,
     GetControlRequest,
-    HandOverRequest,
-    HandOverResponse,
     InspectRequest,
     InspectResponse,
     LimitsChange,
-    LookupAccountRequest,
-    LookupAccountResponse,
 )
-from duohuo.v1.announcement_service_pb2 import Announcement
 from duohuo.v1.operator_service_pb2 import (
     ACCOUNT_STATUS_CLOSED,
     ACCOUNT_STATUS_FROZEN,
@@ -33,8 +28,6 @@ from duohuo.v1.operator_service_pb2 import (
     CenterFacts,
     CenterStatus,
     CloseAccountRequest,
-    CountSlotsRequest,
-    CountSlotsResponse,
     DepositRequest,
     DepositResponse,
     DropNotificationRequest,
@@ -50,10 +43,7 @@ from duohuo.v1.operator_service_pb2 import (
     FreezeAccountRequest,
     GetAccountControlRequest,
     GetFactsRequest,
-    GetPlacementRequest,
-    GetRouteRequest,
     GetStatusRequest,
-    LiftAnnouncementRequest,
     ListAuditRequest,
     ListAuditResponse,
     ListNotificationsRequest,
@@ -62,36 +52,27 @@ from duohuo.v1.operator_service_pb2 import (
     ListParkedResponse,
     ListVersionsRequest,
     ListVersionsResponse,
-    MoveSlotRequest,
-    MoveSlotResponse,
     ParkedAction,
     PeerStatus,
-    PlacementView,
-    RaiseAnnouncementRequest,
     RetryNotificationsRequest,
     RetryNotificationsResponse,
     RetryParkedRequest,
     RetryParkedResponse,
-    Route,
-    SetDrainingRequest,
-    SetDrainingResponse,
     SetLimitsRequest,
     SpanRecord,
     UnfreezeAccountRequest,
 )
+from gateway.at_home import AtHome
 from gateway.health import DRAINING_ROLE, Health
 from runtime.clock import timestamp
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, ask
 from runtime.errors import RpcError, invalid
-from runtime.home_calls import ask_home
-from runtime.ids import account_slot, place_of
 from runtime.mesh import Mesh
-from runtime.methods import Method, peer_method
+from runtime.methods import SERVICE_ROLES, peer_method
 from runtime.peer_clocks import ALARM_MS
-from runtime.placement import SLOTS, Placement
+from runtime.placement import Placement
 
-SERVICE_ROLES = ("account", "session", "transfer")
 ROLE_TIMEOUT_S = 5.0
 FACTS_TIMEOUT_S = 240.0
 """All rows are read, 10 s for a million entries; a busy machine may take longer."""
@@ -108,21 +89,22 @@ class Spans(Protocol):
 
 
 class OperatorServicer:
-    """Serves OperatorService at this center."""
+    """Serves OperatorService at this center, but for what is in `mesh_operator`."""
 
     def __init__(self, mesh: Mesh, placement: Placement, spans: Spans, health: Health) -> None:
         self._mesh = mesh
+        self._at_home = AtHome(mesh, placement)
         self._health = health
         self._placement = placement
         self._spans = spans
 
     async def Deposit(self, request: DepositRequest, incoming: Incoming) -> DepositResponse:
-        slot, account = await self._find(request.user)
+        slot, account = await self._at_home.find(request.user)
         deposit = BookDepositRequest(
             deposit_id=request.deposit_id, account_id=account, amount=request.amount
         )
         method = peer_method("transfer", "BookDeposit")
-        booked = await self._at_home(slot, method, deposit, BookDepositResponse, incoming)
+        booked = await self._at_home.ask(slot, method, deposit, BookDepositResponse, incoming)
         return DepositResponse(account_id=account, balance=booked.balance)
 
     async def FreezeAccount(
@@ -146,13 +128,13 @@ class OperatorServicer:
     async def EraseAccount(
         self, request: EraseAccountRequest, incoming: Incoming
     ) -> EraseAccountResponse:
-        slot, account = await self._find(request.user)
+        slot, account = await self._at_home.find(request.user)
         closing = ChangeControlRequest(account_id=account, status=ACCOUNT_STATUS_CLOSED)
         close = peer_method("transfer", "ChangeControl")
-        await self._at_home(slot, close, closing, AccountControlChange, incoming)
+        await self._at_home.ask(slot, close, closing, AccountControlChange, incoming)
         erase = peer_method("account", "EraseAtHome")
         erasing = EraseAtHomeRequest(account_id=account)
-        return await self._at_home(slot, erase, erasing, EraseAccountResponse, incoming)
+        return await self._at_home.ask(slot, erase, erasing, EraseAccountResponse, incoming)
 
     async def SetLimits(
         self, request: SetLimitsRequest, incoming: Incoming
@@ -167,173 +149,25 @@ class OperatorServicer:
     async def GetAccountControl(
         self, request: GetAccountControlRequest, incoming: Incoming
     ) -> AccountControl:
-        slot, account = await self._find(request.user)
+        slot, account = await self._at_home.find(request.user)
         asked = GetControlRequest(account_id=account)
         method = peer_method("transfer", "GetControl")
-        return await self._at_home(slot, method, asked, AccountControl, incoming)
-
-    async def GetPlacement(
-        self, _request: GetPlacementRequest, _incoming: Incoming
-    ) -> PlacementView:
-        placement = self._placement
-        centers = sorted({*placement.centers, *(placement.home(slot) for slot in range(SLOTS))})
-        return PlacementView(
-            centers=centers,
-            homes=[centers.index(placement.home(slot)) for slot in range(SLOTS)],
-            epochs=[placement.epoch_of(slot) for slot in range(SLOTS)],
-        )
-
-    async def CountSlots(
-        self, request: CountSlotsRequest, _incoming: Incoming
-    ) -> CountSlotsResponse:
-        counted = CountSlotsResponse()
-        for role in ("account", "transfer"):
-            method = peer_method(role, "CountSlots")
-            counted.MergeFrom(
-                await ask(self._mesh.local, method, request, CountSlotsResponse, ROLE_TIMEOUT_S)
-            )
-        return counted
-
-    async def SetDraining(
-        self, request: SetDrainingRequest, incoming: Incoming
-    ) -> SetDrainingResponse:
-        others = [
-            peer
-            for peer in self._mesh.peers
-            if self._mesh.reachable(peer) and not self._health.draining(peer)
-        ]
-        if request.draining and not others and not request.forced:
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                "LAST_CENTER",
-                "no other center that answers takes anything new",
-                advice="Undrain or start another one first; --force does it all the same.",
-            )
-        asked = peer_method("account", "SetDraining")
-        who = {OPERATOR: incoming.operator}
-        done = await ask(self._mesh.local, asked, request, SetDrainingResponse, ROLE_TIMEOUT_S, who)
-        await self._health.check(DRAINING_ROLE)
-        return done
-
-    async def RaiseAnnouncement(
-        self, request: RaiseAnnouncementRequest, incoming: Incoming
-    ) -> Announcement:
-        if request.center:
-            self._require_center(request.center)
-        return await self._announce("RaiseAnnouncement", request, incoming)
-
-    async def LiftAnnouncement(
-        self, request: LiftAnnouncementRequest, incoming: Incoming
-    ) -> Announcement:
-        return await self._announce("LiftAnnouncement", request, incoming)
-
-    async def _announce(self, name: str, request: Message, incoming: Incoming) -> Announcement:
-        asked = peer_method("account", name)
-        who = {OPERATOR: incoming.operator}
-        return await ask(self._mesh.local, asked, request, Announcement, ROLE_TIMEOUT_S, who)
-
-    def _require_center(self, name: str) -> None:
-        if name not in (self._mesh.here, *self._mesh.peers):
-            raise RpcError(
-                StatusCode.FAILED_PRECONDITION,
-                "UNKNOWN_CENTER",
-                "there is no such center in this mesh",
-                advice="See `duohuo status`.",
-            )
-
-    async def MoveSlot(self, request: MoveSlotRequest, incoming: Incoming) -> MoveSlotResponse:
-        what, slot = request.WhichOneof("what"), request.slot
-        if what is None:
-            raise invalid("what", "must be a user or a slot")
-        if what == "user":
-            slot, _ = await self._find(request.user)
-        self._require_center(request.home)
-        before = self._placement.home(slot)
-        asked = HandOverRequest(slot=slot, home=request.home)
-        if request.HasField("epoch"):
-            asked.epoch = request.epoch
-        answer = HandOverResponse()
-        # Money first: should the second step fail, whoever asks again goes on with it.
-        for role in ("transfer", "account"):
-            method = peer_method(role, "HandOver")
-            one = await self._at_home(slot, method, asked, HandOverResponse, incoming)
-            answer.accounts_moved += one.accounts_moved
-            answer.epoch, answer.taken_over = one.epoch, one.taken_over
-        return MoveSlotResponse(
-            slot=slot,
-            before=before,
-            home=request.home,
-            epoch=answer.epoch,
-            taken_over=answer.taken_over,
-            accounts_moved=answer.accounts_moved,
-        )
+        return await self._at_home.ask(slot, method, asked, AccountControl, incoming)
 
     async def _change(
         self, request: _Change, change: ChangeControlRequest, incoming: Incoming
     ) -> AccountControlChange:
-        slot, change.account_id = await self._find(request.user)
+        slot, change.account_id = await self._at_home.find(request.user)
         if request.HasField("version"):
             change.version = request.version
         method = peer_method("transfer", "ChangeControl")
-        return await self._at_home(slot, method, change, AccountControlChange, incoming)
-
-    async def _at_home(
-        self,
-        slot: int,
-        method: Method,
-        request: Message,
-        response_type: type[M],
-        incoming: Incoming,
-    ) -> M:
-        """Asks the home of a slot on the operator's behalf."""
-        who = {OPERATOR: incoming.operator}
-        return await ask_home(
-            self._mesh,
-            self._placement,
-            slot,
-            method,
-            request,
-            response_type,
-            ROLE_TIMEOUT_S,
-            who,
-        )
-
-    async def _find(self, user: str) -> tuple[int, str]:
-        """The slot of a user's account, and its id. Its home alone moves and controls its money; whether
-        there is such an account, the home of the identifier knows for certain. Raises RpcError."""
-        found = await ask(
-            self._mesh.at(self._placement.home(_place(user))),
-            peer_method("account", "LookupAccount"),
-            LookupAccountRequest(user=user),
-            LookupAccountResponse,
-            ROLE_TIMEOUT_S,
-        )
-        slot = account_slot(found.account_id)
-        if slot is None:
-            raise RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account")
-        return slot, found.account_id
-
-    async def GetRoute(self, request: GetRouteRequest, _incoming: Incoming) -> Route:
-        place = _place(request.user)
-        found = await ask(
-            self._mesh.local,
-            peer_method("account", "LookupAccount"),
-            LookupAccountRequest(user=request.user),
-            LookupAccountResponse,
-            ROLE_TIMEOUT_S,
-        )
-        slot = account_slot(found.account_id)
-        slot = place if slot is None else slot
-        return Route(
-            slot=slot,
-            account_id=found.account_id,
-            placement_epoch=self._placement.epoch_of(slot),
-            centers=self._placement.order[slot],
-        )
+        return await self._at_home.ask(slot, method, change, AccountControlChange, incoming)
 
     async def GetStatus(self, _request: GetStatusRequest, _incoming: Incoming) -> CenterStatus:
         here = self._mesh.here
-        await self._health.check(DRAINING_ROLE)
+        await self._health.check(
+            DRAINING_ROLE
+        )  # so that a center that has just started says it too
         status = CenterStatus(
             center=here,
             placement_epoch=self._placement.epoch,
@@ -495,14 +329,6 @@ class OperatorServicer:
                 return None
 
         return await asyncio.gather(*(one(role) for role in SERVICE_ROLES))
-
-
-def _place(user: str) -> int:
-    """The slot of an account id or identifier. Raises RpcError if it is neither."""
-    place = place_of(user)
-    if place is None or place.slot is None or place.origin is not None:
-        raise invalid("user", "must be an account id or an identifier")
-    return place.slot
 
 
 def _silent(answers: Sequence[Message | None]) -> list[str]:

@@ -37,6 +37,7 @@ from runtime.ids import place_of
 from runtime.mesh import Mesh
 from runtime.methods import Method
 from runtime.placement import Placement
+from runtime.store import DISK_FULL
 from runtime.wire import MalformedMessage, string_field
 
 FAILOVER_TIMEOUT_S = 2.0
@@ -44,14 +45,12 @@ ANSWER_MARGIN_S = 0.1
 """Kept of the caller's deadline, so that a caller hears what happened instead of running out of time."""
 RETRY_AFTER_MS = 5000
 SESSION_RECHECK_S = 2.0
-_OUTAGE = frozenset(
-    {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED}
-)
+_OUTAGE = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED})
 _SAYS_ENOUGH = frozenset(
     {
         "NOT_COPIED_YET",
         "CENTER_RECOVERING",
-        "DISK_FULL",
+        DISK_FULL,
         "STORE_UNAVAILABLE",
     }
 )
@@ -195,8 +194,8 @@ class Router:
                 "duohuo.attempt": attempt,
             },
         ):
-            async with self._health.asking(target.center, call.method, call.timeout_s / 2):
-                return await self._mesh.unary(target.center, call)
+            async with self._health.asking(target.center, call) as admitted:
+                return await self._mesh.unary(target.center, admitted)
 
     def _home(self, slot: int | None) -> str:
         return "" if slot is None else self._placement.home(slot)
@@ -235,7 +234,8 @@ class Router:
 
     def _announce(self, error: RpcError, wanted: Sequence[Target], slot: int | None) -> None:
         """An error that comes from an outage says what users are told of it."""
-        if not error.announcements and (error.code in _OUTAGE or "center" in error.details):
+        of_outage = error.code in _OUTAGE or error.reason == DISK_FULL or "center" in error.details
+        if of_outage and not error.announcements:
             asked = {wanted[0].center} | ({self._home(slot)} if slot is not None else set())
             error.announcements = tuple(self._announcements.in_force(asked))
 

@@ -36,7 +36,7 @@ from ops.drill import (
     User,
     identifier_of,
     log_in,
-    outcome,
+    perform,
     require_usual,
 )
 from ops.slot_plan import Step
@@ -46,7 +46,6 @@ MONEY = 1_000_000
 PAYMENTS_WITHOUT = 100
 """So many are made while the center is stopped."""
 WITHIN_S = 60.0
-POLL_INTERVAL_S = 0.05
 
 
 async def drain(state: Path, tell: Callable[[str], None]) -> Outcome:
@@ -59,17 +58,7 @@ async def drain(state: Path, tell: Callable[[str], None]) -> Outcome:
     elsewhere = Client({name: mesh.centers[name].gateway for name in others}, Sessions())
     there = Client({drained: mesh.centers[drained].gateway}, Sessions())
     drill = _Drain(state, names, drained, elsewhere, there, journal)
-    passed = False
-    try:
-        await drill.run()
-        passed = True
-    except Broken:
-        pass  # it has been told
-    finally:
-        await drill.restore()
-        await elsewhere.close()
-        await there.close()
-    return outcome(journal, drill.payments, passed=passed)
+    return await perform(drill, (elsewhere, there))
 
 
 @dataclass(slots=True)
@@ -80,13 +69,13 @@ class _Drain:
     elsewhere: Client
     there: Client
     journal: Journal
-    payments: Traffic = field(default_factory=Traffic)
+    traffic: Traffic = field(default_factory=Traffic)
 
     async def run(self) -> None:
         step, drained = self.journal.step, self.drained
         async with step("a user of each center, with money, logged in elsewhere"):
             users = [await self._user(name) for name in self.names]
-        payments = asyncio.create_task(self.payments.run(self._payment(users)))
+        payments = asyncio.create_task(self.traffic.run(self._payment(users)))
         try:
             async with step(f"all slots of {drained} go to other centers") as notes:
                 await self._set_draining(draining=True)
@@ -95,7 +84,7 @@ class _Drain:
                 _expect(await self._origin(users[0]) != drained, "it made the session itself")
             async with step(f"center {drained} is stopped, and its users go on") as notes:
                 await self._control("center stop")
-                await self._more_payments(PAYMENTS_WITHOUT)
+                await self.traffic.more(PAYMENTS_WITHOUT, WITHIN_S)
                 notes.append(f"{PAYMENTS_WITHOUT} payments meanwhile")
             restored = time.monotonic()
             async with step(f"center {drained} starts again, and is still drained"):
@@ -107,14 +96,13 @@ class _Drain:
             self.journal.recovery_ms = round((time.monotonic() - restored) * 1000)
             async with step("and makes sessions again"):
                 _expect(await self._origin(users[0]) == drained, "it does not")
-                await self._more_payments(1)
+                await self.traffic.more(1, WITHIN_S)
         finally:
             payments.cancel()
             await asyncio.wait([payments])
         async with step("not one payment failed") as notes:
-            notes.append(f"{self.payments.done} payments, slowest {self.payments.slowest_ms} ms")
-            failed = self.payments.failed
-            _expect(not failed, f"{len(failed)} did: {failed[:3]}")
+            notes.append(f"{self.traffic.done} payments, slowest {self.traffic.slowest_ms} ms")
+            _expect(not self.traffic.failed, f"{self.traffic.failed} did: {self.traffic.why}")
         async with step("verify: no money lost, all copies the same"):
             report = await verify.verify(self.state, WITHIN_S)
             _expect(report.passed, report.text())
@@ -158,12 +146,6 @@ class _Drain:
             return asyncio.ensure_future(called)
 
         return pay
-
-    async def _more_payments(self, count: int) -> None:
-        wanted = self.payments.done + count
-        async with asyncio.timeout(WITHIN_S):
-            while self.payments.done < wanted:  # noqa: ASYNC110 - another task counts
-                await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _origin(self, user: User) -> str:
         """Which center makes a session for whoever logs in at the drained one's gateway."""

@@ -6,12 +6,12 @@ supervisor. It uses users of its own, so it may run on a mesh with data.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -52,6 +52,7 @@ from ops.output import Failure
 from runtime.errors import RpcError
 from runtime.ids import RandomIds
 from runtime.placement import slot_of
+from runtime.signal import Signal
 
 M = TypeVar("M", bound=Message)
 PASSWORD = "drill-Passw0rd"  # noqa: S105 - of users that exist for the drill alone
@@ -60,6 +61,7 @@ LOST_WITHIN_S = 10.0
 COPIED_WITHIN_S = 10.0
 DECIDED_WITHIN_S = 5.0
 POLL_INTERVAL_S = 0.05
+WHY_MAX = 3
 
 
 class Broken(Exception):
@@ -110,8 +112,11 @@ class Traffic:
     """Calls of users that go on during the whole drill, one after the other."""
 
     done: int = 0
+    failed: int = 0
+    why: list[str] = field(default_factory=list)
+    """Of the first that failed."""
     slowest_ms: int = 0
-    failed: list[str] = field(default_factory=list)
+    ended: Signal = field(default_factory=Signal)
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
         while True:
@@ -120,8 +125,18 @@ class Traffic:
                 await call()
                 self.done += 1
             except RpcError as error:
-                self.failed.append(str(error))
+                self.failed += 1
+                self.why = [*self.why, str(error)][:WHY_MAX]
+                await asyncio.sleep(POLL_INTERVAL_S)
             self.slowest_ms = max(self.slowest_ms, round((time.monotonic() - started) * 1000))
+            self.ended.notify()
+
+    async def more(self, count: int, within_s: float) -> None:
+        """Until so many more calls have succeeded. Raises TimeoutError."""
+        wanted = self.done + count
+        async with asyncio.timeout(within_s):
+            while self.done < wanted:
+                await self.ended.wait(self.ended.next())
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +157,40 @@ class Outcome:
         )
 
 
-def outcome(journal: Journal, traffic: Traffic, *, passed: bool) -> Outcome:
+class Drill(Protocol):
+    """Breaks something, looks, and mends it."""
+
+    journal: Journal
+    traffic: Traffic
+
+    async def run(self) -> None:
+        """Raises Broken at the first promise that does not hold."""
+        ...
+
+    async def restore(self) -> None:
+        """Afterwards, however it ended."""
+        ...
+
+
+async def perform(drill: Drill, clients: Iterable[Client]) -> Outcome:
+    """Runs a drill to its end, and closes its clients."""
+    passed = False
+    try:
+        await drill.run()
+        passed = True
+    except Broken:
+        pass  # it has been told
+    finally:
+        await drill.restore()
+        for client in clients:
+            await client.close()
+    traffic = drill.traffic
     users = {
-        "calls": traffic.done + len(traffic.failed),
-        "failed": len(traffic.failed),
+        "calls": traffic.done + traffic.failed,
+        "failed": traffic.failed,
         "slowest_ms": traffic.slowest_ms,
     }
-    return Outcome(passed, journal.steps, journal.recovery_ms, users)
+    return Outcome(passed, drill.journal.steps, drill.journal.recovery_ms, users)
 
 
 async def center_loss(state: Path, how: str, tell: Callable[[str], None]) -> Outcome:
@@ -160,23 +202,14 @@ async def center_loss(state: Path, how: str, tell: Callable[[str], None]) -> Out
     journal = Journal(tell)
     at = {name: Client({name: center.gateway}, Sessions()) for name, center in mesh.centers.items()}
     anywhere = Client({name: mesh.centers[name].gateway for name in names}, Sessions())
-    drill = _CenterLoss(state, names, lost, other, at[lost], at[other], anywhere, journal)
-    passed = False
-    try:
-        await drill.run(how)
-        passed = True
-    except Broken:
-        pass  # it has been told
-    finally:
-        await drill.restore()
-        for client in (*at.values(), anywhere):
-            await client.close()
-    return outcome(journal, drill.logins, passed=passed)
+    drill = _CenterLoss(state, how, names, lost, other, at[lost], at[other], anywhere, journal)
+    return await perform(drill, (*at.values(), anywhere))
 
 
 @dataclass(slots=True)
 class _CenterLoss:
     state: Path
+    how: str
     names: Sequence[str]
     lost: str
     other: str
@@ -184,9 +217,9 @@ class _CenterLoss:
     at_other: Client
     anywhere: Client
     journal: Journal
-    logins: Traffic = field(default_factory=Traffic)
+    traffic: Traffic = field(default_factory=Traffic)
 
-    async def run(self, how: str) -> None:
+    async def run(self) -> None:
         step = self.journal.step
         async with step("two users, one at home in each center, with money and sessions"):
             payer = await self._user(self.at_lost, self.lost, 1000)
@@ -198,23 +231,24 @@ class _CenterLoss:
             copied = await verify.verify(self.state, COPIED_WITHIN_S)
             _expect(copied.passed, copied.text())
         stream = asyncio.create_task(
-            self.logins.run(partial(log_in, self.at_other, payer.identifier))
+            self.traffic.run(partial(log_in, self.at_other, payer.identifier))
         )
         try:
-            await self._without(how, payer, payee)
+            await self._without(payer, payee)
         finally:
             stream.cancel()
             await asyncio.wait([stream])
         async with step("not one login failed meanwhile") as notes:
-            notes.append(f"{self.logins.done} logins through {self.other}")
-            _expect(not self.logins.failed, f"{len(self.logins.failed)}: {self.logins.failed[:3]}")
-            _expect(self.logins.done > 0, "no login was tried")
+            notes.append(f"{self.traffic.done} logins through {self.other}")
+            _expect(not self.traffic.failed, f"{self.traffic.failed}: {self.traffic.why}")
+            _expect(self.traffic.done > 0, "no login was tried")
         async with step("verify: no money lost, all copies the same") as notes:
             report = await verify.verify(self.state, 20)
             _expect(report.passed, report.text())
 
-    async def _without(self, how: str, payer: User, payee: User) -> None:
-        step, lost, other = self.journal.step, self.lost, self.other
+    async def _without(self, payer: User, payee: User) -> None:
+        step, how = self.journal.step, self.how
+        lost, other = self.lost, self.other
         async with step(f"center {lost} is lost ({how}), and {other} notices"):
             await self._lose(how)
             await self._wait(self._is_lost, LOST_WITHIN_S)

@@ -182,7 +182,7 @@ async def _start(
         name: str,
         accepts: Accepts,
         shown: Credentials | None,
-    ) -> None:
+    ) -> GrpcServer:
         server = GrpcServer(endpoint, methods_in(files), settings.center, name, accepts, shown)
         try:
             await server.start(address)
@@ -190,15 +190,18 @@ async def _start(
             raise StartError(f"{error}; is another process using the port?") from error
         servers.append(server)
         closing.push_async_callback(server.stop, 0.0)
+        return server
 
-    if center.router is not None and center.health is not None:
+    if center.gateway is not None:
+        router, health = center.gateway.router, center.gateway.health
         operators = OperatorGate(dispatcher, _operators(settings.operators_file), clock)
         users = FROM_USERS._replace(reflection=settings.reflection)
         public = _public_credentials(settings)
         credentials += [public] if public else []
-        await listen(center.router, PUBLIC_FILES, settings.public_listen, "gateway", users, public)
-        entrance = servers[-1]
-        center.health.on_draining = lambda draining: entrance.tell(serving=not draining)
+        entrance = await listen(
+            router, PUBLIC_FILES, settings.public_listen, "gateway", users, public
+        )
+        health.on_draining = lambda draining: entrance.tell(serving=not draining)
         await listen(
             operators, OPERATOR_FILES, settings.operator_listen, "operator", FROM_USERS, public
         )

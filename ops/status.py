@@ -65,13 +65,11 @@ def _centers(mesh: MeshView, known: dict[str, CenterStatus]) -> str:
         )
         if status.silent_roles:
             sees += f"; silent: {', '.join(status.silent_roles)}"
-        if status.draining:
-            sees += "; drained"
         counts = status.counts
         rows.append(
             (
                 name,
-                center.state,
+                f"{center.state}, drained" if status.draining else center.state,
                 sees,
                 status.slots,
                 counts["accounts"],

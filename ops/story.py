@@ -47,6 +47,7 @@ _WORDS = {
     "LIMIT_PER_TRANSFER": "it was more than the payer may pay at once",
     "LIMIT_PER_DAY": "it was more than the payer may still pay that day",
     "CENTER_UNREACHABLE": "it could not be reached",
+    "ROLE_UNREACHABLE": "its transfer service could not be reached",
     "DEADLINE_EXCEEDED": "it did not answer in time",
     "CENTER_RECOVERING": "it was getting its data back from the others",
     "DISK_FULL": "its disk was full",

@@ -14,11 +14,10 @@ import session_svc.app
 import session_svc.store
 import transfer_svc.app
 from account_svc.passwords import Passwords
-from gateway.health import Health
+from gateway.app import Gateway
 from gateway.homes import follow_homes
 from gateway.limits import Limits
 from gateway.operator import Spans
-from gateway.router import Router
 from runtime.destinations import Destinations
 from runtime.dispatcher import Dispatcher
 from runtime.errors import RpcError
@@ -66,13 +65,11 @@ class Outside:
 class Center:
     """The roles of one process, put together."""
 
-    router: Router | None
-    """The gateway's, if that is one of them."""
+    gateway: Gateway | None
+    """If that is one of them."""
     duties: Sequence[Duty]
     """What must run from now on."""
     wait_alive: Sequence[Duty]
-    health: Health | None
-    """As the gateway sees it."""
     """Each returns once a service may serve: its store has all that it should have."""
 
 
@@ -112,7 +109,7 @@ async def build(
         transfers = transfer_svc.app.build(own, store, bus, dispatcher, outside.courier)
         duties.append(transfers.run)
         wait_alive.append(transfers.node.wait_alive)
-    router = health = None
+    users = None
     if "gateway" in roles:
         users = gateway.app.build(
             site.mesh,
@@ -123,11 +120,10 @@ async def build(
             outside.limits,
             outside.seal,
         )
-        router, health = users.router, users.health
         duties += users.duties
     if "account" not in roles and not {"gateway", "session"}.isdisjoint(roles):
         duties.append(partial(follow_homes, site.mesh.local, site.placement))
-    return Center(router, duties, wait_alive, health)
+    return Center(users, duties, wait_alive)
 
 
 class _App(Protocol):
@@ -144,7 +140,7 @@ class _App(Protocol):
 
 
 async def _place(store: Store, site: Site) -> None:
-    """Stores the first placement, once; from then on it is what is stored."""
+    """Stores the first placement, once; from then on it is what is stored, and what has moved since."""
     while not await store.read(homes.is_prepared()):
         try:
             await store.write("place", homes.prepare(site.placement))
@@ -152,6 +148,8 @@ async def _place(store: Store, site: Site) -> None:
             _logger.warning("a new store must wait", reason=error.reason)
             await asyncio.sleep(PREPARE_RETRY_S)
     site.placement.begin_with(await store.read(homes.first()))
+    for one in await store.read(homes.moved()):
+        site.placement.learn(one.slot, one.epoch, one.home)
 
 
 async def _open(app: _App, site: Site, outside: Outside) -> tuple[Store, Bus]:

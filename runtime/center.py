@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Call, Endpoint, Reply
-from runtime.errors import CENTER_UNREACHABLE, ROLE_UNREACHABLE, RpcError
+from runtime.errors import ROLE_UNREACHABLE, RpcError, is_silence
 
 
 class LocalCenter:
@@ -16,28 +16,32 @@ class LocalCenter:
         self._elsewhere = elsewhere
 
     async def unary(self, call: Call) -> Reply:
+        if self._is_here(call):
+            return await self._dispatcher.unary(call)
         try:
-            return await self._endpoint(call).unary(call)
+            return await self._elsewhere[call.method.role].unary(call)
         except RpcError as error:
             raise _of_role(call, error) from None
 
     async def stream(self, call: Call) -> AsyncIterator[bytes]:
+        if self._is_here(call):
+            async for message in self._dispatcher.stream(call):
+                yield message
+            return
         try:
-            async for message in self._endpoint(call).stream(call):
+            async for message in self._elsewhere[call.method.role].stream(call):
                 yield message
         except RpcError as error:
             raise _of_role(call, error) from None
 
-    def _endpoint(self, call: Call) -> Endpoint:
+    def _is_here(self, call: Call) -> bool:
         role = call.method.role
-        if role in self._dispatcher.roles:
-            return self._dispatcher
-        return self._elsewhere.get(role, self._dispatcher)
+        return role in self._dispatcher.roles or role not in self._elsewhere
 
 
 def _of_role(call: Call, error: RpcError) -> RpcError:
     """That one service does not answer says nothing against its center."""
-    if error.reason != CENTER_UNREACHABLE:
+    if not is_silence(error):
         return error
     role = call.method.role
     return replace(error, reason=ROLE_UNREACHABLE, message=f"the {role} service did not answer")

@@ -37,6 +37,8 @@ class RpcError(Exception):
     details: Mapping[str, str] = field(default_factory=dict)
     announcements: Sequence[Announcement] = ()
     """What users are told of the outage that this comes from."""
+    answered: bool = field(default=False, compare=False)
+    """Whoever was asked has said this. That somebody else is unreachable says nothing against it."""
 
     def __str__(self) -> str:
         return f"{self.code.name} {self.reason}: {self.message}"
@@ -75,7 +77,8 @@ class RpcError(Exception):
     @classmethod
     def from_status(cls, status: status_pb2.Status) -> "RpcError":
         """The inverse of `to_status`. An error without our details may have run."""
-        error = cls(_CODES.get(status.code, StatusCode.UNKNOWN), "", status.message, ran=True)
+        code = _CODES.get(status.code, StatusCode.UNKNOWN)
+        error = cls(code, "", status.message, ran=True, answered=True)
         info = error_details_pb2.ErrorInfo()
         retry = error_details_pb2.RetryInfo()
         bad = error_details_pb2.BadRequest()
@@ -101,6 +104,11 @@ class RpcError(Exception):
 def invalid(field_name: str, message: str, reason: str = "INVALID_FIELD") -> RpcError:
     """The request is wrong and must be changed before it is sent again."""
     return RpcError(StatusCode.INVALID_ARGUMENT, reason, message, field_name=field_name)
+
+
+def is_silence(error: RpcError) -> bool:
+    """Has whoever was asked not answered at all?"""
+    return error.reason == CENTER_UNREACHABLE and not error.answered
 
 
 def unreachable(center: str, *, ran: bool) -> RpcError:

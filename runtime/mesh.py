@@ -15,7 +15,7 @@ from grpc import StatusCode
 from duohuo.internal.v1.peer_services_pb2 import ProbeRequest, ProbeResponse
 from runtime.clock import Clock
 from runtime.endpoint import Call, Endpoint, Reply
-from runtime.errors import CENTER_UNREACHABLE, RpcError, unreachable
+from runtime.errors import RpcError, is_silence, unreachable
 from runtime.methods import peer_method
 from runtime.peer_clocks import PeerClocks
 
@@ -104,7 +104,7 @@ class Mesh:
         try:
             reply = await endpoint.unary(call)
         except RpcError as error:
-            if error.reason == CENTER_UNREACHABLE:
+            if is_silence(error):
                 self._record(center, answered=False)
             raise
         if self._seen[center].reachable:
@@ -117,7 +117,7 @@ class Mesh:
             async for message in endpoint.stream(call):
                 yield message
         except RpcError as error:
-            if error.reason == CENTER_UNREACHABLE and center != self.here:
+            if is_silence(error) and center != self.here:
                 self._record(center, answered=False)
             raise
 

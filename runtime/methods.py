@@ -18,6 +18,9 @@ from duohuo.v1 import (
 )
 from duohuo.v1.routing_pb2 import ACCESS_PEER, Access, Policy, Unavailable, role, routing
 
+SERVICE_ROLES = ("account", "session", "transfer")
+"""The roles that keep something. The gateway keeps nothing."""
+
 PUBLIC_FILES: tuple[FileDescriptor, ...] = (
     account_service_pb2.DESCRIPTOR,
     session_service_pb2.DESCRIPTOR,

@@ -6,7 +6,6 @@ from account_svc.erasure import placeholder
 from ops.simulation.history import History, Outcome
 from ops.simulation.stage import Stage
 from ops.simulation.workload import User, Workload
-from runtime.errors import RpcError
 from runtime.placement import slot_of
 
 FIRST_NUMBER = 1000
@@ -39,16 +38,11 @@ async def _erase(workload: Workload, user: User) -> None:
     """What an operator does at the account's home, repeated until it is certain."""
     stage = workload.stage
     operation = workload.begin("erase", user, id=user.account_id)
-    while operation.outcome is not Outcome.OK:
-        home = stage.placement.home(slot_of(user.identifier))
-        try:
-            await stage.erase(home, user.account_id)
-            operation.outcome = Outcome.OK
-        except RpcError as error:
-            workload.examine(operation, error)
-            await workload.think(0.5)
-    operation.end_s = stage.now_s()
-    stage.note(str(operation))
+
+    async def erase() -> None:
+        await stage.erase(stage.placement.home(slot_of(user.identifier)), user.account_id)
+
+    await workload.insist(operation, erase)
 
 
 def left(stage: Stage, history: History) -> Iterator[str]:

@@ -72,46 +72,25 @@ async def drain(workload: Workload, until_s: float) -> None:
 async def _set_draining(workload: Workload, center: str, *, draining: bool) -> None:
     stage = workload.stage
     operation = workload.begin("drain" if draining else "undrain", workload.users[0], center=center)
-    while operation.outcome is not Outcome.OK:
-        try:
-            await stage.set_draining(center, draining=draining)
-            operation.outcome = Outcome.OK
-        except RpcError as error:
-            workload.examine(operation, error)
-            await workload.think(0.5)
-    operation.end_s = stage.now_s()
-    stage.note(str(operation))
+    await workload.insist(operation, lambda: stage.set_draining(center, draining=draining))
 
 
 async def _repeat(workload: Workload, kind: str, announcement_id: str) -> None:
     stage = workload.stage
     operation = workload.begin(kind, workload.users[0], id=announcement_id)
-    while operation.outcome is not Outcome.OK:
-        center = workload.random.choice(stage.names)
-        try:
-            if kind == "announce":
-                await stage.announce(center, announcement_id)
-            else:
-                await stage.lift(center, announcement_id)
-            operation.outcome = Outcome.OK
-        except RpcError as error:
-            workload.examine(operation, error)
-            await workload.think(0.5)
-    operation.end_s = stage.now_s()
-    stage.note(str(operation))
+    act = stage.announce if kind == "announce" else stage.lift
+    await workload.insist(
+        operation, lambda: act(workload.random.choice(stage.names), announcement_id)
+    )
 
 
 async def _set_frozen(workload: Workload, user: User, *, frozen: bool) -> None:
     """At the account's home, repeated until it is certain."""
     stage = workload.stage
     operation = workload.begin("freeze" if frozen else "unfreeze", user)
-    while operation.outcome is not Outcome.OK:
+
+    async def set_frozen() -> None:
         home = stage.placement.home(slot_of(user.identifier))
-        try:
-            await stage.set_frozen(home, user.account_id, frozen=frozen)
-            operation.outcome = Outcome.OK
-        except RpcError as error:
-            workload.examine(operation, error)
-            await workload.think(0.5)
-    operation.end_s = stage.now_s()
-    stage.note(str(operation))
+        await stage.set_frozen(home, user.account_id, frozen=frozen)
+
+    await workload.insist(operation, set_frozen)

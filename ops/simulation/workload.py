@@ -5,6 +5,7 @@ from call to call as our own client does.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
@@ -69,6 +70,7 @@ from session_svc.store import token_hash
 
 M = TypeVar("M", bound=Message)
 CALL_TIMEOUT_S = 5.0
+INSIST_S = 0.5
 ATTEMPTS_MAX = 5
 CURRENCY = "CNY"
 HOLDS_LAST_MS = (2_000, 8_000, 30_000)
@@ -224,6 +226,18 @@ class Workload:
         return await self.stage.gateway(center).unary(
             Call(called, request.SerializeToString(), CALL_TIMEOUT_S, metadata)
         )
+
+    async def insist(self, operation: Operation, act: Callable[[], Awaitable[None]]) -> None:
+        """Does what an operator does, again until it is certain that it was done."""
+        while operation.outcome is not Outcome.OK:
+            try:
+                await act()
+                operation.outcome = Outcome.OK
+            except RpcError as error:
+                self.examine(operation, error)
+                await self.think(INSIST_S)
+        operation.end_s = self.stage.now_s()
+        self.stage.note(str(operation))
 
     def examine(self, operation: Operation, error: RpcError) -> None:
         """CLEAR and PRIVATE, on every error."""

@@ -44,7 +44,7 @@ from runtime.dispatcher import Dispatcher
 from runtime.endpoint import Call, Endpoint
 from runtime.hlc import HybridClock
 from runtime.mesh import Mesh
-from runtime.methods import method, peer_method
+from runtime.methods import SERVICE_ROLES, method, peer_method
 from runtime.placement import Placement
 from runtime.store import SqliteStore
 from runtime.token_seal import TokenSeal
@@ -61,7 +61,6 @@ _LIFT = peer_method("account", "LiftAnnouncement")
 _CHANGE_CONTROL = peer_method("transfer", "ChangeControl")
 OPERATOR_TIMEOUT_S = 5.0
 GATEWAYS_KNOW_S = 4.0
-SERVICES = ("account", "session", "transfer")
 
 
 class SeededIds:
@@ -273,14 +272,14 @@ class World:
     def has_all(self, center: str) -> bool:
         disk = self.disk(center)
         alive = "SELECT 1 FROM life WHERE generation > 0"
-        return all(disk.rows(role, alive) for role in SERVICES)
+        return all(disk.rows(role, alive) for role in SERVICE_ROLES)
 
     def all_is_copied(self, center: str) -> bool:
         """Does every other center have everything that this one has made, and has it no promise left?"""
         if self.disk(center).rows("account", "SELECT 1 FROM revocation_due"):
             return False
         peers = [name for name in self.names if name != center]
-        for role in SERVICES:
+        for role in SERVICE_ROLES:
             if not self.centers[center].disk.has(role) or not self.has_all(center):
                 return False
             for topic, head in self.disk(center).rows(role, "SELECT topic, seq FROM log_head"):
@@ -342,10 +341,10 @@ class World:
             limits=self.limits,
         )
         built = await wiring.build(ROLES, site, outside, dispatcher)
-        assert built.router is not None  # noqa: S101 - the gateway is one of the roles
+        assert built.gateway is not None  # noqa: S101 - the gateway is one of the roles
         center.dispatcher = dispatcher
         self.network.listen(name, process, local)
-        self.network.listen(f"gateway {name}", process, built.router)
+        self.network.listen(f"gateway {name}", process, built.gateway.router)
         async with asyncio.TaskGroup() as tasks:
             for duty in built.duties:
                 tasks.create_task(duty())

@@ -90,4 +90,4 @@ async def test_a_drained_center_takes_nothing_new(mesh: RunningMesh) -> None:
         if draining:
             refused = cli.refused("route", "drain", other)
             assert (refused["reason"], refused["ran"]) == ("LAST_CENTER", False)
-            assert f"{other} up; drained" in cli.run("status").stdout
+            assert f"{drained}       running, drained" in cli.run("status").stdout

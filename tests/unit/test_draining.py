@@ -10,7 +10,7 @@ from duohuo.internal.v1.peer_services_pb2 import (
 )
 from duohuo.v1.operator_service_pb2 import SetDrainingRequest, SetDrainingResponse
 from gateway.health import Health
-from gateway.operator import OperatorServicer
+from gateway.mesh_operator import MeshOperator
 from gateway.routes import targets
 from runtime.dispatcher import Incoming
 from runtime.endpoint import Call, Reply
@@ -21,7 +21,6 @@ from runtime.methods import Method, method
 from sync_bus import audit
 from tests.fakes import FakeClock, RecordingEndpoint, placement, says, see
 from tests.unit.centers import Centers, centers
-from tests.unit.test_operator import NoSpans
 
 OLGA = Incoming("", 5.0, operator="olga")
 LOGIN = method("/duohuo.v1.SessionService/Login")
@@ -62,7 +61,7 @@ class World:
         )
         self.health = Health(self.mesh, FakeClock())
         self.placement = placement("a", "b", "c")
-        self.operator = OperatorServicer(self.mesh, self.placement, NoSpans(), self.health)
+        self.operator = MeshOperator(self.mesh, self.placement, self.health)
 
     def answer(self, call: Call) -> Reply:
         if call.method.name == "SetDraining":

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from ops import drill_results
-from ops.drill import Journal, Traffic, outcome
+from ops.drill import Broken, Journal, Traffic, perform
 
 
 def test_results_are_kept_in_their_order_up_to_so_many(tmp_path: Path) -> None:
@@ -36,11 +38,29 @@ def test_drills_are_listed_with_what_came_of_them(tmp_path: Path) -> None:
     assert len(data["results"]) == 2
 
 
-def test_an_outcome_tells_what_users_saw() -> None:
-    journal = Journal(lambda _line: None, recovery_ms=1200)
-    traffic = Traffic(done=5, slowest_ms=40, failed=["UNAVAILABLE"])
-    found = outcome(journal, traffic, passed=True)
+class Fake:
+    """A drill that finds something, or does not."""
+
+    def __init__(self, broken: str) -> None:
+        self.journal = Journal(lambda _line: None, recovery_ms=1200)
+        self.traffic = Traffic(done=5, slowest_ms=40, failed=1)
+        self.restored = False
+        self._broken = broken
+
+    async def run(self) -> None:
+        if self._broken:
+            raise Broken(self._broken)
+
+    async def restore(self) -> None:
+        self.restored = True
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [("", "passed"), ("it is not", "FAILED")])
+async def test_an_outcome_tells_what_users_saw(broken: str, verdict: str) -> None:
+    drill = Fake(broken)
+    found = await perform(drill, ())
+    assert drill.restored
     assert found.users == {"calls": 6, "failed": 1, "slowest_ms": 40}
     assert found.text("drain") == (
-        "drill drain: passed; recovered in 1200 ms; users: 6 calls, 1 failed, slowest 40 ms"
+        f"drill drain: {verdict}; recovered in 1200 ms; users: 6 calls, 1 failed, slowest 40 ms"
     )

@@ -24,6 +24,7 @@ from gateway.health import (
     State,
 )
 from gateway.routes import Target
+from runtime.endpoint import Call
 from runtime.errors import RpcError, unreachable
 from runtime.mesh import Mesh
 from runtime.methods import method
@@ -31,6 +32,7 @@ from tests.fakes import Answer, FakeClock, RecordingEndpoint, fails, in_turn, sa
 
 WRITES = method("/duohuo.v1.AccountService/UpdateProfile")
 READS = method("/duohuo.v1.TransferService/GetBalance")
+CALL = Call(WRITES, b"", 1.0)
 BOTH = (Target("b", "forwarded"), Target("a", "failed-over"))
 
 
@@ -52,7 +54,7 @@ class World:
     async def call(self, took_ms: int = 0, error: RpcError | None = None) -> None:
         """A user's call to b."""
         with suppress(RpcError):
-            async with self.health.asking("b", WRITES, 1.0):
+            async with self.health.asking("b", CALL):
                 self.clock.advance(took_ms)
                 if error is not None:
                     raise error
@@ -132,7 +134,7 @@ def test_the_table_ends_nowhere() -> None:
 async def test_who_takes_no_writes_is_good_for_reading() -> None:
     world = World()
     world.reports(takes_writes=False)
-    assert world.health.takes_no_writes("b") == ["account"]
+    assert world.health.cannot_store("b")
     reads = replace(WRITES, needs_no_write=True)
     assert world.order() == "ab"
     assert [one.center for one in world.health.ordered(BOTH, reads)] == ["b", "a"]
@@ -159,7 +161,7 @@ async def test_a_center_that_is_back_gets_few_calls_at_once_and_then_more() -> N
 
     async def call() -> None:
         nonlocal running
-        async with world.health.asking("b", WRITES, 60.0):
+        async with world.health.asking("b", CALL._replace(timeout_s=60.0)):
             running += 1
             await done.wait()
 
@@ -183,13 +185,13 @@ async def test_who_cannot_wait_for_its_turn_is_refused_and_definitely_not_run() 
     see(world.mesh, "b", answering=False)
     see(world.mesh, "b", answering=True)
     async with (
-        world.health.asking("b", WRITES, 1.0),
-        world.health.asking("b", WRITES, 1.0),
-        world.health.asking("b", WRITES, 1.0),
-        world.health.asking("b", WRITES, 1.0),
+        world.health.asking("b", CALL),
+        world.health.asking("b", CALL),
+        world.health.asking("b", CALL),
+        world.health.asking("b", CALL),
     ):
         with pytest.raises(RpcError) as refused:
-            async with world.health.asking("b", WRITES, 0.0):
+            async with world.health.asking("b", CALL._replace(timeout_s=0.0)):
                 raise AssertionError
     assert (refused.value.reason, refused.value.ran) == ("CENTER_UNREACHABLE", False)
 
@@ -204,3 +206,40 @@ async def test_a_gateway_tells_what_it_finds_of_its_own_services_once_it_is_sure
         found += [(one.answers, one.takes_writes) for one in world.health.own()]
     assert found == [(True, True), (True, True), (False, False), (True, False)]
     assert [one.role for one in world.health.shown()] == ["account"]
+
+
+async def test_who_waited_for_its_turn_has_what_is_left_of_its_time() -> None:
+    world = World()
+    see(world.mesh, "b", answering=False)
+    see(world.mesh, "b", answering=True)
+    first = [world.health.asking("b", CALL) for _ in range(AT_ONCE_FIRST)]
+    for one in first:
+        await one.__aenter__()
+    waiting = world.health.asking("b", CALL)
+    entering = asyncio.ensure_future(waiting.__aenter__())
+    await asyncio.sleep(0)
+    world.clock.advance(300)
+    await first[0].__aexit__(None, None, None)
+    assert (await entering).timeout_s == pytest.approx(0.7)
+    for one in (*first[1:], waiting):
+        await one.__aexit__(None, None, None)
+
+
+async def test_a_call_that_was_given_up_soon_says_nothing_of_the_service() -> None:
+    world = World()
+    for _ in range(BAD_IN_A_ROW - 1):
+        await world.call(SLOW_MS)
+    with pytest.raises(asyncio.CancelledError):
+        async with world.health.asking("b", CALL):
+            raise asyncio.CancelledError
+    assert world.order() == "ba"
+    await world.call(SLOW_MS)
+    assert world.order() == "ab"
+
+
+async def test_that_somebody_else_is_unreachable_says_nothing_against_who_says_so() -> None:
+    world = World()
+    error = RpcError.from_status(unreachable("c", ran=False).to_status())
+    for _ in range(BAD_IN_A_ROW):
+        await world.call(0, error)
+    assert world.order() == "ba"

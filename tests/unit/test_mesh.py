@@ -18,6 +18,7 @@ from tests.fakes import NOON_MS, Answer, FakeClock, RecordingEndpoint, fails, in
 CALL = Call(method("/duohuo.v1.AccountService/GetAccount"), b"", 1.0)
 answers = says(ProbeResponse())
 silent = fails(unreachable("b", ran=True))
+says_another_is_silent = fails(RpcError.from_status(unreachable("c", ran=True).to_status()))
 refuses = fails(RpcError(StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND", "there is no such account"))
 late = fails(RpcError(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "too late", ran=True))
 
@@ -113,8 +114,9 @@ async def test_a_lost_center_is_refused_at_once_and_definitely_not_asked() -> No
         ([silent, answers, silent], True),
         ([refuses, refuses, refuses], True),
         ([late, late, late], True),
+        ([says_another_is_silent] * 3, True),
     ],
-    ids=["silent twice", "silent, not in a row", "refuses", "late"],
+    ids=["silent twice", "silent, not in a row", "refuses", "late", "says so of another"],
 )
 async def test_only_silence_twice_in_a_row_counts_as_failure(
     script: list[Answer], reachable: bool

@@ -49,6 +49,7 @@ from duohuo.v1.operator_service_pb2 import (
     Violation,
 )
 from gateway.health import Health
+from gateway.mesh_operator import MeshOperator
 from gateway.operator import OperatorServicer
 from runtime.dispatcher import Incoming
 from runtime.endpoint import OPERATOR, Call, Reply
@@ -70,6 +71,12 @@ def operator(here: RecordingEndpoint, home: RecordingEndpoint) -> OperatorServic
     """At a, in a mesh of a and b."""
     mesh, clock = Mesh("a", {"a": here, "b": home}, FakeClock()), FakeClock()
     return OperatorServicer(mesh, placement("a", "b"), NoSpans(), Health(mesh, clock))
+
+
+def of_the_mesh(here: RecordingEndpoint, home: RecordingEndpoint) -> MeshOperator:
+    """At a, in a mesh of a and b."""
+    mesh, clock = Mesh("a", {"a": here, "b": home}, FakeClock()), FakeClock()
+    return MeshOperator(mesh, placement("a", "b"), Health(mesh, clock))
 
 
 def silent() -> RecordingEndpoint:
@@ -269,10 +276,10 @@ async def test_a_move_must_say_what_to_move_and_where_to() -> None:
     """Nothing is not slot 0."""
     here, home = silent(), silent()
     with pytest.raises(RpcError) as refused:
-        await operator(here, home).MoveSlot(MoveSlotRequest(home="b"), INCOMING)
+        await of_the_mesh(here, home).MoveSlot(MoveSlotRequest(home="b"), INCOMING)
     assert (refused.value.reason, refused.value.field_name) == ("INVALID_FIELD", "what")
     with pytest.raises(RpcError, match="UNKNOWN_CENTER"):
-        await operator(here, home).MoveSlot(MoveSlotRequest(slot=0, home="c"), INCOMING)
+        await of_the_mesh(here, home).MoveSlot(MoveSlotRequest(slot=0, home="c"), INCOMING)
     assert here.calls == home.calls == []
 
 
@@ -282,7 +289,7 @@ async def test_money_moves_before_the_account_at_whoever_is_home_by_now() -> Non
     )
     here = RecordingEndpoint(fails(wrong))
     home = RecordingEndpoint(says(HandOverResponse(epoch=6, taken_over=True, accounts_moved=2)))
-    done = await operator(here, home).MoveSlot(MoveSlotRequest(slot=0, home="a"), INCOMING)
+    done = await of_the_mesh(here, home).MoveSlot(MoveSlotRequest(slot=0, home="a"), INCOMING)
     assert (done.epoch, done.taken_over, done.accounts_moved) == (6, True, 4)
     assert [call.method.role for call in here.calls] == ["transfer"]
     assert [call.method.role for call in home.calls] == ["transfer", "account"]
