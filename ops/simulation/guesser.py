@@ -28,7 +28,7 @@ async def guess(
 ) -> None:
     """To be run while no other fault is made and all copies are complete. `restart` kills a center, starts
     it and waits until it serves."""
-    victim = next((user for user in users if user.device_proof and not user.maybe_passwords), None)
+    victim = next((user for user in users if _can_tell(user)), None)
     if victim is None:
         return
     await asyncio.sleep(HEARD_WITHIN_S)  # centers that were cut off see each other again
@@ -50,6 +50,12 @@ async def guess(
                     f"GUARD: {device} was answered {answer} at {center}, after guesses at {where}"
                     f" and a restart of {restarted}"
                 )
+
+
+def _can_tell(user: User) -> bool:
+    """Is it certain what the user's device should be answered?"""
+    known = user.device_proof and not user.maybe_passwords
+    return bool(known and not user.device_refused)
 
 
 async def _login(stage: Stage, center: str, victim: User, password: str, proof: str) -> str:

@@ -98,6 +98,8 @@ class User:
     maybe_passwords: list[str] = field(default_factory=list)
     applications: list[str] = field(default_factory=list)
     asked_for_notifications: bool = False
+    device_refused: bool = False
+    """A password that may be right was called wrong: to the guard, the device has guessed."""
     second_refused: bool = False
     """Somewhere the second identifier was not known: whoever tries again and again must wait."""
     holds: list[tuple[str, int]] = field(default_factory=list)
@@ -280,15 +282,12 @@ class Workload:
         """An operator's deposit at the account's home, repeated until it is certain."""
         deposit_id = f"{self.prefix}deposit-{user.number}"
         operation = self.begin("deposit", user, id=deposit_id, amount=amount)
-        while operation.outcome is not Outcome.OK:
+
+        async def deposit() -> None:
             home = self.stage.placement.home(slot_of(user.identifier))
-            try:
-                await self.stage.deposit(home, deposit_id, user.account_id, amount)
-                operation.outcome = Outcome.OK
-            except RpcError as error:
-                self.examine(operation, error)
-                await self.think(0.5)
-        operation.end_s = self.stage.now_s()
+            await self.stage.deposit(home, deposit_id, user.account_id, amount)
+
+        await self.insist(operation, deposit)
         user.funded = True
 
     async def login(self, user: User) -> bool:
@@ -313,6 +312,7 @@ class Workload:
         if must_work and self.stage.undisturbed(name) == mark:
             self._history.broken.append(f"LOGIN: {operation}")
         if operation.reason == "BAD_CREDENTIALS":
+            user.device_refused = True
             user.maybe_passwords.append(user.password)
             user.password = user.maybe_passwords.pop(0)
         return False
