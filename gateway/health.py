@@ -193,7 +193,8 @@ class Health:
             now_ms = self._clock.monotonic_ms()
             if now_ms - began_ms >= SLOW_MS:
                 good = False
-            if good is not None:
+            # What was not even sent to a lost center says nothing of its services.
+            if good is not None and self._mesh.reachable(center):
                 path.result(good=good, now_ms=now_ms)
 
     async def _turn(self, path: Path, center: str, timeout_ms: int) -> int:

@@ -67,7 +67,9 @@ async def raise_announcement(
     for translation in translations or ():
         language, found, said = translation.partition("=")
         if not found or not language or not said:
-            raise Failure(f"{translation} names no language", advice='Try: --in zh="..."')
+            raise Failure(
+                f"{translation} names no language, or says nothing", advice='Try: --in zh="..."'
+            )
         request.texts[language] = said
     if minutes is not None:
         request.end_time.CopyFrom(timestamp(SystemClock().wall_ms() + minutes * 60_000))

@@ -243,3 +243,13 @@ async def test_that_somebody_else_is_unreachable_says_nothing_against_who_says_s
     for _ in range(BAD_IN_A_ROW):
         await world.call(0, error)
     assert world.order() == "ba"
+
+
+async def test_what_is_not_sent_to_a_lost_center_says_nothing_of_its_services() -> None:
+    world = World()
+    see(world.mesh, "b", answering=False)
+    for _ in range(BAD_IN_A_ROW):
+        await world.call(0, unreachable("b", ran=False))
+    assert world.health.shown() == []
+    see(world.mesh, "b", answering=True)
+    assert world.order() == "ba"
